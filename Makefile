@@ -1,0 +1,58 @@
+# What a person or CI runs. Each target sets up all it needs, and running it twice does nothing twice.
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+UV     := 0.13.8
+STORE  ?=
+OUT    ?= demo
+
+# Ray would otherwise package the folder again, phone home, or write a token into HOME while tests run.
+export RAY_USAGE_STATS_ENABLED := 0
+export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
+
+.PHONY: help demo test check constraints clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    the whole way through: simulated cohort -> store -> training -> report -> served answer (STORE=s3://bucket/prefix, OUT=demo)"
+	@echo "make test    all tests that run without a GPU"
+	@echo "make check   formatting, lint, types, layers"
+	@echo "make clean   remove the environment and caches"
+
+demo: $(STAMP)
+	@$(BIN)/python -m neuroray demo --out "$(OUT)" $(if $(STORE),--store "$(STORE)")
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest -m "not gpu"
+
+check: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+
+# The first interpreter that is new enough; an old one is told apart in one line before anything is made.
+$(STAMP): pyproject.toml constraints.txt
+	@set -e; \
+	for candidate in "$(PYTHON)" python3.12 python3 python3.13 python3.14; do \
+	  test -n "$$candidate" || continue; \
+	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1; then found="$$candidate"; break; fi; \
+	done; \
+	if test -z "$$found"; then \
+	  echo "neuroray: needs Python >= 3.12; found $$(python3 --version 2>&1 || echo none); install one, or name it: make PYTHON=/path/to/python3.12" >&2; \
+	  exit 2; \
+	fi; \
+	test -x $(BIN)/python || "$$found" -m venv $(VENV); \
+	$(BIN)/python -c 'import uv' >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV); \
+	echo "installing into $(VENV) (the first time fetches about 3 GB, most of it PyTorch)"; \
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'; \
+	touch $(STAMP)
+
+# Resolves everything anew; run it on purpose, read the difference, commit it.
+constraints:
+	@$(BIN)/python -m uv pip compile pyproject.toml --extra dev --extra ants --python-version 3.12 --upgrade \
+	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet --output-file constraints.txt
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache
