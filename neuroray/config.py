@@ -19,7 +19,7 @@ class ConfigError(NeurorayError, ValueError):
 
 
 def without_effect(default: Any) -> Any:
-    """A field that does not change any result (a log interval, a number of workers) and stays out of the fingerprint."""
+    """A field that changes no result (a log interval, a number of workers) and stays out of the fingerprint."""
     return dataclasses.field(default=default, metadata={"fingerprint": False})
 
 
@@ -27,8 +27,9 @@ def without_effect(default: Any) -> Any:
 class Config:
     """Base of all configurations.
 
-    Fields may be JSON scalars, `Literal`s, tuples, dicts with string keys, unions of these with None, and other `Config`s.
-    Subclasses are declared `@dataclass(frozen=True, slots=True, kw_only=True)` too, and check themselves in `__post_init__`.
+    Fields may be JSON scalars, `Literal`s, tuples, dicts with string keys, unions of these with None, and other
+    `Config`s. Subclasses are declared `@dataclass(frozen=True, slots=True, kw_only=True)` too, and check themselves in
+    `__post_init__`.
     """
 
     def to_json(self) -> dict[str, Any]:
@@ -109,7 +110,8 @@ def _decode(value: Any, hint: Any, where: str) -> Any:
     if origin is tuple:
         return _decode_tuple(value, get_args(hint), where)
     if origin is dict:
-        return {key: _decode(item, get_args(hint)[1], f"{where}[{key!r}]") for key, item in value.items()}
+        table = _accept(value, isinstance(value, dict), where, "a JSON object")
+        return {key: _decode(item, get_args(hint)[1], f"{where}[{key!r}]") for key, item in table.items()}
     if isinstance(hint, type) and issubclass(hint, Config):
         return hint.from_json(_accept(value, isinstance(value, dict), where, "a JSON object"))
     if hint is Path:
