@@ -1,0 +1,305 @@
+"""A Delta table of records, one row per write: appended to by many writers, read as the newest row of each key."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Final, Protocol
+
+import numpy as np
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+
+from neuroray.storage.faults import MissingObjectError, StoreError
+from neuroray.storage.locations import Location
+
+# Old versions stay readable: a run pins one, and may be repeated years later.
+_PROPERTIES: Final = {
+    "delta.logRetentionDuration": "interval 36500 days",
+    "delta.deletedFileRetentionDuration": "interval 36500 days",
+    "delta.enableExpiredLogCleanup": "false",
+}
+_COMMIT_ATTEMPTS: Final = 8
+_COMMIT_RETRIES: Final = 25  # inside the Delta library, without a pause
+_LONGEST_PAUSE_S: Final = 4.0
+_MANY_FILES: Final = 100  # a file costs a reader some 2 ms on disk, a round trip in a bucket
+_OWN_COLUMNS: Final = (
+    pa.field("after_version", pa.int64(), nullable=False),
+    pa.field("record_sha256", pa.string(), nullable=False),
+)
+
+
+class Record(Protocol):
+    """A frozen dataclass that is a row: its fields are the columns."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def key(self) -> str:
+        """What the row is about; the newest row of each counts."""
+        ...
+
+    @property
+    def written_at(self) -> str:
+        """When, in UTC, ISO 8601."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot[R: Record]:
+    """The newest record of each key at one version of the table, sorted by key."""
+
+    version: int
+    records: tuple[R, ...]
+    digests: dict[str, str]
+    positions: dict[str, int]
+
+    def find(self, key: str) -> R | None:
+        """The record of a key, or None."""
+        position = self.positions.get(key)
+        return None if position is None else self.records[position]
+
+    def is_intact(self, key: str) -> bool:
+        """Whether the record of a key is what its writer put down."""
+        return self.digests[key] == digest_record(self.records[self.positions[key]])
+
+
+class Catalogue[R: Record]:
+    """A Delta table of one type of record.
+
+    Each row carries, besides the record, `after_version` (the table's version that its writer had seen) and
+    `record_sha256`. Of two rows of one key the newer is the one with the higher `after_version`, for its writer knew
+    of the other; between rows written at the same time the later clock decides. So a wrong clock cannot bring back what
+    was replaced.
+
+    Args:
+        location: The folder of the table.
+        record_type: A frozen dataclass.
+        columns: Arrow types of its fields, by name.
+        keys: The columns that make the record's `key`.
+    """
+
+    def __init__(
+        self, location: Location, record_type: type[R], columns: pa.Schema, *, keys: tuple[str, ...] = ("scan_id",)
+    ) -> None:
+        self._location = location
+        self._type = record_type
+        self._columns = columns
+        self._keys = keys
+        self._snapshot: Snapshot[R] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_snapshot": None}
+
+    def create(self) -> None:
+        """Makes the table where there is none."""
+        own = [
+            pa.field("after_version", pa.int64(), nullable=False),
+            pa.field("record_sha256", pa.string(), nullable=False),
+        ]
+        schema = pa.schema([*self._columns, *own])
+        try:
+            options = self._location.delta_options
+            DeltaTable.create(
+                self._location.delta_uri(), schema, mode="ignore", configuration=_PROPERTIES, storage_options=options
+            )
+        except CommitFailedError:
+            # Another process made it between the look and the write.
+            self._open(None)
+        except (DeltaError, OSError) as error:
+            raise self._fault("cannot make the catalogue", error) from error
+
+    def exists(self) -> bool:
+        """Whether the table has been made."""
+        return "_delta_log" in self._location.names()
+
+    def version(self) -> int:
+        """The newest version.
+
+        Raises:
+            StoreError: there is no table, or it cannot be read.
+        """
+        return self._open(None).version()
+
+    def read(self, version: int | None = None) -> Snapshot[R]:
+        """The newest record of each key, at a version or now.
+
+        Raises:
+            StoreError: no such table or version, or rows that cannot be read.
+        """
+        if self._snapshot is not None and version == self._snapshot.version:
+            return self._snapshot
+        table = self._open(version)
+        if self._snapshot is None or table.version() != self._snapshot.version:
+            try:
+                rows = table.to_pyarrow_table()
+            except (DeltaError, OSError, ValueError) as error:
+                raise self._fault("cannot read the catalogue", error) from error
+            self._snapshot = self._take_snapshot(table.version(), rows)
+        return self._snapshot
+
+    def find(self, key: str) -> R | None:
+        """The record of a key, from what was read last if it is there: for keys whose records are all as good."""
+        known = None if self._snapshot is None else self._snapshot.find(key)
+        return known or self.read().find(key)
+
+    def append(self, records: Sequence[R]) -> None:
+        """Adds rows in one commit: all of them are there, or none.
+
+        Records that stand in the catalogue already, but for the time of writing, add nothing.
+
+        Raises:
+            StoreError: the commit failed, also when tried again.
+        """
+        seen = self.read()
+        plain = self._from_rows(self._to_rows(records))
+        new = [record for record in plain if seen.digests.get(record.key) != digest_record(record)]
+        if not new:
+            return
+        rows = self._to_rows(new)
+        for field, values in zip(_OWN_COLUMNS, _own_values(new, seen.version), strict=True):
+            rows = rows.append_column(field, pa.array(values, field.type))
+        table = self._commit(rows)
+        if table.version() == seen.version + 1:
+            self._snapshot = _extend(seen, new)
+        self._merge_files(table)
+
+    def _commit(self, rows: pa.Table) -> DeltaTable:
+        """Appends, again and again while others are quicker; gives the table as it is then."""
+        table = self._open(None)
+        for attempt in range(_COMMIT_ATTEMPTS):
+            try:
+                properties = CommitProperties(max_commit_retries=_COMMIT_RETRIES)
+                write_deltalake(table, rows, mode="append", commit_properties=properties)
+            except CommitFailedError as error:
+                if attempt == _COMMIT_ATTEMPTS - 1:
+                    raise self._fault("cannot commit to the catalogue: others did each time", error) from error
+                time.sleep(random.uniform(0.0, min(_LONGEST_PAUSE_S, 0.1 * 2**attempt)))
+                table = self._open(None)
+            except (DeltaError, OSError) as error:
+                raise self._fault("cannot commit to the catalogue", error) from error
+            else:
+                break
+        return table
+
+    def _merge_files(self, table: DeltaTable) -> None:
+        """Gathers the files of many small commits into one, so that reading stays quick; old versions keep theirs."""
+        if len(table.file_uris()) < _MANY_FILES:
+            return
+        # Only a convenience: whoever loses the race leaves it to the winner.
+        with contextlib.suppress(DeltaError, OSError):
+            table.optimize.compact()
+
+    def _open(self, version: int | None) -> DeltaTable:
+        try:
+            return DeltaTable(self._location.delta_uri(), version=version, storage_options=self._location.delta_options)
+        except TableNotFoundError as error:
+            raise MissingObjectError(f"there is no catalogue in {self._location.uri}") from error
+        except (DeltaError, OSError) as error:
+            if version is None:
+                raise self._fault("cannot open the catalogue", error) from error
+            raise StoreError(
+                f"the catalogue in {self._location.uri} cannot be opened at this version",
+                given=version,
+                expected=f"0 to {self.version()}",
+                fix="leave the version out to read the newest",
+            ) from error
+
+    def _fault(self, what: str, error: BaseException) -> StoreError:
+        return StoreError(
+            f"{what} in {self._location.uri}",
+            given=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}",
+            fix="check the address, the credentials, the free space",
+        )
+
+    def _take_snapshot(self, version: int, rows: pa.Table) -> Snapshot[R]:
+        rows = _newest(rows, self._keys)
+        return _index(version, self._from_rows(rows), rows["record_sha256"].to_pylist())
+
+    def _to_rows(self, records: Sequence[R]) -> pa.Table:
+        columns = {name: [_to_cell(getattr(record, name)) for record in records] for name in self._columns.names}
+        columns["written_at"] = [datetime.fromisoformat(moment) for moment in columns["written_at"]]
+        return pa.table(columns, schema=self._columns)
+
+    def _from_rows(self, rows: pa.Table) -> list[R]:
+        # A column that an older table lacks is left to the record's default.
+        names = [name for name in self._columns.names if name in rows.column_names]
+        columns = [_from_column(rows[name]) for name in names]
+        try:
+            return [self._type(**dict(zip(names, cells, strict=True))) for cells in zip(*columns, strict=True)]
+        except TypeError as error:
+            raise self._fault("the catalogue lacks a column", error) from error
+
+
+def digest_record(record: Any) -> str:
+    """SHA-256 (hex) of a record but for the time of its writing; fields that hold nothing do not count."""
+    fields = {item.name: getattr(record, item.name) for item in dataclasses.fields(record) if item.name != "written_at"}
+    filled = {name: value for name, value in fields.items() if value not in (None, (), {})}
+    return hashlib.sha256(json.dumps(filled, sort_keys=True).encode()).hexdigest()
+
+
+def utc_now() -> str:
+    """The time in UTC, ISO 8601 to the microsecond."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _index[R: Record](version: int, records: Sequence[R], digests: Sequence[str]) -> Snapshot[R]:
+    keys = [record.key for record in records]
+    positions = {key: position for position, key in enumerate(keys)}
+    return Snapshot(version, tuple(records), dict(zip(keys, digests, strict=True)), positions)
+
+
+def _extend[R: Record](seen: Snapshot[R], new: Sequence[R]) -> Snapshot[R]:
+    """The snapshot one version later, when that version added these records."""
+    records = {record.key: record for record in (*seen.records, *sorted(new, key=lambda record: record.written_at))}
+    digests = {**seen.digests, **{record.key: digest_record(records[record.key]) for record in new}}
+    keys = sorted(records)
+    return _index(seen.version + 1, [records[key] for key in keys], [digests[key] for key in keys])
+
+
+def _own_values(new: Sequence[Any], seen_version: int) -> tuple[list[Any], list[Any]]:
+    return [seen_version] * len(new), [digest_record(record) for record in new]
+
+
+def _newest(rows: pa.Table, keys: tuple[str, ...]) -> pa.Table:
+    """The newest row of each key, in the order of the keys."""
+    if not rows.num_rows:
+        return rows
+    columns = (*keys, "after_version", "written_at", "record_sha256")
+    rows = rows.sort_by([(name, "ascending") for name in columns])
+    is_last = np.zeros(rows.num_rows, dtype=bool)
+    is_last[-1] = True
+    for name in keys:
+        codes = np.asarray(rows[name].combine_chunks().dictionary_encode().indices)
+        is_last[:-1] |= codes[1:] != codes[:-1]
+    return rows.take(np.flatnonzero(is_last))
+
+
+def _to_cell(value: Any) -> Any:
+    return list(value.items()) if isinstance(value, dict) else value
+
+
+def _from_column(column: pa.ChunkedArray) -> list[Any]:
+    if pa.types.is_timestamp(column.type):
+        naive = column.cast(pa.timestamp("us")).to_pylist()
+        return [moment.replace(tzinfo=UTC).isoformat(timespec="microseconds") for moment in naive]
+    if pa.types.is_map(column.type):
+        return [dict(cell or ()) for cell in column.to_pylist()]
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return _from_lists(column.combine_chunks())
+    return column.to_pylist()
+
+
+def _from_lists(column: Any) -> list[tuple[Any, ...]]:
+    """As tuples; the items converted in one go, which is many times faster than list by list."""
+    ends = np.cumsum(np.asarray(column.value_lengths(), dtype=np.int64)).tolist()
+    items = column.flatten().to_pylist()
+    return [tuple(items[start:end]) for start, end in zip([0, *ends], ends, strict=False)]

@@ -1,0 +1,320 @@
+"""ScanStore: scans as immutable Zarr groups, and a catalogue of which there are. The format: `docs/format.md`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+from jaxtyping import Num
+
+from neuroray.storage.catalogue import Catalogue, Snapshot, utc_now
+from neuroray.storage.faults import Fault, MissingObjectError, ObjectExistsError, StoreError
+from neuroray.storage.group import GroupContent, WrittenGroup
+from neuroray.storage.group_reader import GroupReader
+from neuroray.storage.locations import Location, check_id
+from neuroray.storage.records import SCAN_COLUMNS, ScanRecord
+from neuroray.storage.scan import Scan
+from neuroray.storage.verify import verify_group
+from neuroray.storage.volume_format import VOXELS, decode_scan, decode_values, encode_scan
+
+if TYPE_CHECKING:
+    from neuroray.storage.participants import Participant
+
+__all__ = ["Fault", "ScanRecord", "ScanStore", "StoreError"]
+
+_MARK: Final = "neuroray.json"
+_FORMAT: Final = "neuroray-store"
+_FORMAT_VERSION: Final = 1
+_CATALOGUE: Final = "catalogue"
+_AXES: Final = ("x", "y", "z")
+
+
+class ScanStore:
+    """Scans in a folder or a bucket.
+
+    A scan is there once its row is in the catalogue. What it consists of was written before, whole, and never changes:
+    a changed scan is a new group and a new row. Every version of the catalogue stays readable; a store opened at a
+    version reads that one for ever and is not written to, one opened without follows the newest.
+
+    It can be pickled (an address and a version), so that each worker opens its own.
+
+    Args:
+        uri: The folder or prefix: a path, `file://`, `s3://bucket/prefix`, `gs://bucket/prefix`.
+        version: The version of the catalogue to read; the newest, at each call, when None.
+
+    Raises:
+        StoreError: there is no store, it is of a newer format, or it has no such version.
+    """
+
+    def __init__(self, uri: str | os.PathLike[str] | Location, *, version: int | None = None) -> None:
+        self._connect(uri, version)
+        self._check_mark()
+        self._catalogue.read(version)
+
+    @classmethod
+    def create(cls, uri: str | os.PathLike[str] | Location) -> ScanStore:
+        """Makes an empty store, or opens the one that is there.
+
+        Raises:
+            StoreError: the folder holds other things, or cannot be written to.
+        """
+        location = uri if isinstance(uri, Location) else Location(uri)
+        if not location.exists(_MARK):
+            foreign = sorted(set(location.names()) - {_CATALOGUE, _MARK})
+            if foreign:
+                fix = "give a new or empty folder"
+                raise StoreError(f"{location.uri} is not empty and not a store", given=", ".join(foreign[:3]), fix=fix)
+            # The mark comes last: until it is there, there is no store.
+            Catalogue(location.child(_CATALOGUE), ScanRecord, SCAN_COLUMNS).create()
+            mark = json.dumps({"format": _FORMAT, "version": _FORMAT_VERSION}, indent=2) + "\n"
+            # It may be there already: another process was quicker, with the same bytes.
+            with suppress(ObjectExistsError):
+                location.write_bytes(_MARK, mark.encode(), create_only=True)
+        return cls(location)
+
+    @property
+    def uri(self) -> str:
+        """The address: an absolute path, or `s3://bucket/prefix`."""
+        return self.location.uri
+
+    @property
+    def version(self) -> int:
+        """The catalogue version that is read: the pinned one, else the newest."""
+        return self._catalogue.version() if self._pinned is None else self._pinned
+
+    def records(self) -> list[ScanRecord]:
+        """One record per scan, the newest, sorted by scan id."""
+        return list(self._snapshot().records)
+
+    def record(self, scan_id: str) -> ScanRecord:
+        """The newest record of a scan.
+
+        Raises:
+            StoreError: no such scan, or its row is not what was written.
+        """
+        snapshot = self._snapshot()
+        found = snapshot.find(scan_id)
+        if found is None:
+            raise MissingObjectError(
+                f"there is no scan {scan_id!r} in {self.uri} at version {snapshot.version}",
+                expected=f"one of {len(snapshot.records)} scans",
+                fix="list them with `neuroray inspect`",
+            )
+        if not snapshot.is_intact(scan_id):
+            raise StoreError(
+                f"the catalogue's row of scan {scan_id} is damaged", fix="run `neuroray verify`, ingest the scan again"
+            )
+        return found
+
+    def write(
+        self,
+        scan: Scan,
+        *,
+        scan_id: str,
+        subject: str,
+        modality: str,
+        session: str | None = None,
+        participant: Participant | None = None,
+        source_name: str = "",
+        source_sha256: str = "",
+        commit: bool = True,
+        rewrite: bool = False,
+    ) -> ScanRecord:
+        """Stores a scan with what is known of the person; the same scan again changes nothing.
+
+        Args:
+            scan: What to store.
+            scan_id: Its name in the store; one that is there already gets a new version.
+            subject: The person.
+            modality: "T1w", "bold", ...
+            session: The visit.
+            participant: Labels at the time of the scan, of this subject.
+            source_name: The file, in words that may be kept (no person's name).
+            source_sha256: Digest of that file.
+            commit: Enter it in the catalogue at once; else hand the record to `commit` later, together with others.
+            rewrite: Write the objects even when they are there: mends a scan that `verify` found damaged.
+
+        Raises:
+            StoreError: an id that cannot be part of a path, another person's labels, a scan that cannot be stored, a
+                pinned store, or a failed write.
+        """
+        self._require_writable()
+        for text, what in ((scan_id, "a scan id"), (subject, "a subject"), (modality, "a modality")):
+            check_id(text, what=what)
+        if session is not None:
+            check_id(session, what="a session")
+        _check_person(subject, participant)
+        content = encode_scan(scan)
+        group = self._write_group(scan_id, content, rewrite)
+        record = ScanRecord(
+            scan_id=scan_id,
+            subject=subject,
+            session=session,
+            modality=modality,
+            voxels_sha256=content.array_digest(VOXELS),
+            source_name=source_name,
+            source_sha256=source_sha256,
+            written_at=utc_now(),
+            **_grid(scan),
+            **_labels(participant),
+            **dataclasses.asdict(group),
+        )
+        return self.commit([record])[0] if commit else record
+
+    def commit(self, records: Sequence[ScanRecord]) -> list[ScanRecord]:
+        """Enters written scans in the catalogue, all in one step, and gives them as they stand there.
+
+        Raises:
+            StoreError: a pinned store, or a commit that failed.
+        """
+        self._require_writable()
+        self._catalogue.append(records)
+        snapshot = self._snapshot()
+        return [snapshot.find(record.scan_id) or record for record in records]
+
+    def read(self, scan_id: str) -> Scan:
+        """The scan as it was written, its source's header included.
+
+        Raises:
+            StoreError: no such scan, or an object of it is missing or damaged.
+        """
+        record = self.record(scan_id)
+        with self._reader.open(record) as group:
+            return decode_scan(group)
+
+    def read_window(self, scan_id: str, start: int, stop: int) -> Num[np.ndarray, "time x y z"]:
+        """Values of the frames `start` to `stop - 1`; reads only the chunks they lie in. A 3D scan is one frame.
+
+        Raises:
+            StoreError: no such scan or frames, or an object that is missing or damaged.
+        """
+        record = self.record(scan_id)
+        is_timeseries = len(record.shape) == 4
+        num_frames = record.shape[0] if is_timeseries else 1
+        if not 0 <= start < stop <= num_frames:
+            expected = f"0 <= start < stop <= {num_frames}"
+            raise StoreError(f"scan {scan_id} has no such frames", given=f"{start} to {stop}", expected=expected)
+        with self._reader.open(record) as group:
+            voxels = group.array(VOXELS)
+            values = decode_values(voxels, np.asarray(voxels[start:stop] if is_timeseries else voxels[...]))
+        return values if is_timeseries else values[np.newaxis]
+
+    def read_slices(
+        self, scan_id: str, axis: Literal["x", "y", "z"], indices: Sequence[int]
+    ) -> Num[np.ndarray, "*time x y z"]:
+        """Values at some indices along a canonical axis, in the order asked for; that axis has their number as length.
+
+        Raises:
+            StoreError: no such scan or slices, or an object that is missing or damaged.
+        """
+        record = self.record(scan_id)
+        if axis not in _AXES:
+            raise StoreError("an axis has an unknown name", given=repr(axis), expected="x, y or z")
+        dimension = len(record.shape) - 3 + _AXES.index(axis)
+        if not all(0 <= index < record.shape[dimension] for index in indices):
+            expected = f"0 to {record.shape[dimension] - 1} along {axis}"
+            raise StoreError(f"scan {scan_id} has no such slices", given=list(indices), expected=expected)
+        selection = [slice(None)] * len(record.shape)
+        with self._reader.open(record) as group:
+            voxels = group.array(VOXELS)
+            stored = voxels.oindex[(*selection[:dimension], np.asarray(indices, np.int64), *selection[dimension + 1 :])]
+            return decode_values(voxels, np.asarray(stored))
+
+    def verify(self, scan_ids: Sequence[str] | None = None) -> list[Fault]:
+        """Reads every byte of scans (of all, when None) and lists what is not as it was written.
+
+        Raises:
+            StoreError: no such scan, or the store cannot be reached.
+        """
+        snapshot = self._snapshot()
+        faults = []
+        for scan_id in [record.scan_id for record in snapshot.records] if scan_ids is None else scan_ids:
+            record = snapshot.find(scan_id) or self.record(scan_id)
+            if not snapshot.is_intact(scan_id):
+                faults.append(Fault(scan_id=scan_id, object=_CATALOGUE, problem="the scan's row has changed (SHA-256)"))
+            faults += verify_group(self.location, record.path, record.manifest_sha256, scan_id=scan_id)
+        return faults
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"location": self.location, "version": self._pinned}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._connect(state["location"], state["version"])
+
+    def __repr__(self) -> str:
+        pinned = "" if self._pinned is None else f", version={self._pinned}"
+        return f"ScanStore({self.uri!r}{pinned})"
+
+    def _connect(self, uri: str | os.PathLike[str] | Location, version: int | None) -> None:
+        self.location = uri if isinstance(uri, Location) else Location(uri)
+        self._pinned = version
+        self._catalogue = Catalogue(self.location.child(_CATALOGUE), ScanRecord, SCAN_COLUMNS)
+        self._reader = GroupReader(self.location)
+
+    def _check_mark(self) -> None:
+        try:
+            mark = json.loads(self.location.read_bytes(_MARK))
+            is_ours, version = mark["format"] == _FORMAT, int(mark["version"])
+        except MissingObjectError as error:
+            fix = "check the address, or make a store with `neuroray ingest`"
+            raise MissingObjectError(f"there is no store in {self.uri}", expected=f"{_MARK} in it", fix=fix) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{_MARK} in {self.uri} cannot be understood", fix="restore it") from error
+        if not is_ours or version > _FORMAT_VERSION:
+            given = f"{mark['format']} version {version}"
+            fix = "use a newer neuroray"
+            raise StoreError(
+                f"{self.uri} has another format", given=given, expected=f"up to {_FORMAT_VERSION}", fix=fix
+            )
+
+    def _snapshot(self) -> Snapshot[ScanRecord]:
+        return self._catalogue.read(self._pinned)
+
+    def _require_writable(self) -> None:
+        if self._pinned is not None:
+            fix = "open it without a version to write"
+            raise StoreError(f"{self.uri} was opened at version {self._pinned}, which never changes", fix=fix)
+
+    def _write_group(self, scan_id: str, content: GroupContent, rewrite: bool) -> WrittenGroup:
+        path = f"scans/{scan_id}/{content.digest[:16]}"
+        current = self._snapshot().find(scan_id)
+        if not rewrite and current is not None and current.path == path and self._reader.is_whole(current):
+            size_bytes, manifest_sha256 = current.size_bytes, current.manifest_sha256
+            return WrittenGroup(path=path, manifest_sha256=manifest_sha256, size_bytes=size_bytes)
+        return content.write(self.location, path)
+
+
+def _check_person(subject: str, participant: Participant | None) -> None:
+    """Nobody gets the labels of another; BIDS's `sub-` may be there or not."""
+    if participant is not None and participant.subject.removeprefix("sub-") != subject.removeprefix("sub-"):
+        raise StoreError("a scan is given another person's labels", given=participant.subject, expected=subject)
+
+
+def _grid(scan: Scan) -> dict[str, Any]:
+    return {
+        "shape": tuple(scan.voxels.shape),
+        "dtype": scan.voxels.dtype.newbyteorder("=").name,
+        "zooms_mm": scan.zooms_mm,
+        "affine": tuple(map(float, scan.affine.ravel())),
+        "repetition_time_s": scan.repetition_time_s,
+        "flags": scan.flags,
+    }
+
+
+def _labels(participant: Participant | None) -> dict[str, Any]:
+    if participant is None:
+        return {}
+    return {
+        "age_years": participant.age_years,
+        "sex": participant.sex,
+        "diagnosis": participant.diagnosis,
+        "cognition": participant.cognition,
+        "family_id": participant.family_id,
+        "site": participant.site,
+        "extra": dict(participant.extra),
+    }

@@ -1,0 +1,67 @@
+"""Reads every byte of a group and compares it with what was written."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from neuroray.storage.faults import Fault, MissingObjectError, StoreError
+from neuroray.storage.group import StoredGroup, array_sha256, manifest_key
+from neuroray.storage.locations import Location
+
+
+def verify_group(location: Location, path: str, manifest_sha256: str, *, scan_id: str) -> list[Fault]:
+    """All that is wrong with a group; empty when every byte is as it was written and all decodes to what it was.
+
+    Raises:
+        StoreError: the store cannot be reached, so that nothing can be said.
+    """
+    try:
+        group = StoredGroup(location, path, manifest_sha256)
+    except MissingObjectError:
+        return [Fault(scan_id=scan_id, object=manifest_key(path), problem="missing")]
+    except (StoreError, json.JSONDecodeError) as error:
+        return [Fault(scan_id=scan_id, object=manifest_key(path), problem=f"damaged ({error})")]
+    problems = find_damage(location, path, group.objects)
+    if not problems:
+        problems = _compare_arrays(group, path)
+    return [Fault(scan_id=scan_id, object=key, problem=problem) for key, problem in problems]
+
+
+def find_damage(location: Location, path: str, objects: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """Objects, as paths in the store, that are missing, changed, or not of this group, each with what is wrong.
+
+    Args:
+        location: The store.
+        path: The group's path in it.
+        objects: Keys in the group with `size_bytes` and `sha256`.
+    """
+    found = dict(location.list(path))
+    problems = []
+    for key, entry in sorted(objects.items()):
+        full = f"{path}/{key}"
+        size_bytes = found.pop(full, None)
+        if size_bytes is None:
+            problems.append((full, "missing"))
+        elif size_bytes != entry["size_bytes"]:
+            problems.append((full, f"{size_bytes} bytes instead of {entry['size_bytes']}"))
+        elif location.digest(full) != (entry["size_bytes"], entry["sha256"]):
+            problems.append((full, "its bytes have changed (SHA-256)"))
+    return problems + [(full, "not part of the group") for full in sorted(found)]
+
+
+def _compare_arrays(group: StoredGroup, path: str) -> list[tuple[str, str]]:
+    problems = []
+    for name in group.array_names:
+        try:
+            array = group.array(name)
+            decoded = array_sha256(np.asarray(array[...]))
+        except Exception as error:
+            # Whatever a decoder trips over is what is to be reported.
+            problems.append((f"{path}/{name}", f"cannot be decoded ({type(error).__name__}: {error})"))
+            continue
+        if decoded != array.attrs["sha256"]:
+            problems.append((f"{path}/{name}", "decodes to other numbers than were written"))
+    return problems

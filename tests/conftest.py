@@ -1,0 +1,93 @@
+"""Settings that every test relies on, and the two servers that several share: a local Ray and an S3 on loopback.
+
+At the top it needs pytest and torch alone, so that the kernel suites run on a bare GPU machine; all else is imported by
+the fixture that uses it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# Read by Ray and Hugging Face when they are imported, so they stand before every other import.
+os.environ.update(
+    RAY_AUTH_MODE="disabled",
+    RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_TRAIN_V2_ENABLED="1",
+    HF_HUB_OFFLINE="1",
+    MPLBACKEND="Agg",
+)
+
+import pytest
+import torch
+
+# Last on the path, so that `tests/platform` never stands in front of the standard library's `platform`.
+sys.path.append(str(Path(__file__).parent))
+pytest.register_assert_rewrite("contracts")
+
+# Memory that no kernel wrote must not look like an answer: `torch.empty` holds NaN (the largest number, for integers).
+# Torch fills only in deterministic mode; `warn_only` keeps operations without a deterministic form usable.
+torch.use_deterministic_algorithms(True, warn_only=True)
+torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds() -> None:
+    random.seed(0)
+    torch.manual_seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[Any]:
+    """A local Ray with four CPUs, started once; gives the `ray` module."""
+    import ray
+
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=300 * 2**20,
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+    )
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """An S3 server (moto) on a free port of loopback; gives its address."""
+    from contracts.s3_server import serve_s3
+
+    with serve_s3() as endpoint_url:
+        yield endpoint_url
+
+
+@pytest.fixture
+def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh bucket as `s3://name`, with the environment set so that every S3 client finds it."""
+    from contracts.s3_server import create_bucket
+
+    settings = {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "neuroray-tests",
+        "AWS_SECRET_ACCESS_KEY": "not-a-secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "NO_PROXY": "127.0.0.1,localhost",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3", "AWS_ALLOW_HTTP"):
+        monkeypatch.delenv(name, raising=False)
+    bucket = f"neuroray-{uuid.uuid4().hex[:12]}"
+    create_bucket(s3_server, bucket)
+    return f"s3://{bucket}"
