@@ -11,7 +11,7 @@ OUT    ?= demo
 export RAY_USAGE_STATS_ENABLED := 0
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 
-.PHONY: help demo test check constraints clean
+.PHONY: help demo test check constraints readme clean
 .DEFAULT_GOAL := help
 
 help:
@@ -53,6 +53,10 @@ $(STAMP): pyproject.toml constraints.txt
 constraints:
 	@$(BIN)/python -m uv pip compile pyproject.toml --extra dev --extra ants --python-version 3.12 --upgrade \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet --output-file constraints.txt
+
+# The tree in README.md, from the first sentence of every module.
+readme: $(STAMP)
+	@$(BIN)/python docs/readme_tree.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache

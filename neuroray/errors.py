@@ -8,8 +8,9 @@ from typing import Any
 class NeurorayError(Exception):
     """A fault that a person can mend, told in one line.
 
-    Each layer derives one class from it (`ScanError`, `StoreError`, `KernelError`, `RecipeError`), which is also the standard
-    error that it is (`ValueError`, `OSError`), so that callers who know nothing of this package can still catch it.
+    Each layer derives one class from it (`ScanError`, `StoreError`, `KernelError`, `RecipeError`), which is also the
+    standard error that it is (`ValueError`, `OSError`), so that callers who know nothing of this package can still
+    catch it.
 
     Args:
         fault: What is wrong, in plain words, naming the thing (file, row, field) it is wrong with.
@@ -36,7 +37,8 @@ class NeurorayError(Exception):
         return "; ".join(parts)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions are pickled by their positional arguments; ours carry keywords, and must cross process borders whole.
+        # Exceptions are pickled by their positional arguments; ours carry keywords, and must cross process
+        # borders whole.
         return _rebuild, (type(self), self.fault, self.given, self.expected, self.fix)
 
     def to_json(self) -> dict[str, str | None]:

@@ -11,7 +11,7 @@ def test_an_error_tells_given_expected_and_fix_in_one_line():
         "the axis is empty", given="shape (0, 3)", expected="at least one voxel", fix="export it again"
     )
     assert str(error) == (
-        "the axis is empty; given shape (0, 3); expected at least one voxel; likely fix: export it again"
+        "the axis is empty; given shape (0, 3); expected at least one voxel; likely fix: export again"
     )
     assert "\n" not in str(error)
 

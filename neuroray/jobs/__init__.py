@@ -1,0 +1,1 @@
+"""What a person runs: each module is one job of the command line."""

@@ -43,7 +43,10 @@ class UsageError(NeurorayError, ValueError):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs one job and leaves with 0 (done), 1 (failed) or 2 (wrong use); one line says why, a traceback only with `--debug`."""
+    """Runs one job and leaves with 0 (done), 1 (failed) or 2 (wrong use); one line says why.
+
+    A traceback is shown only with `--debug`.
+    """
     arguments, options = _split_options(list(sys.argv[1:] if argv is None else argv))
     set_up_logging(as_json=options.log == "json", debug=options.debug)
     try:

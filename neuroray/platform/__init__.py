@@ -1,0 +1,1 @@
+"""From stored scans to evidence: data, models, training, evaluation, explanation."""

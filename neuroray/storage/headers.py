@@ -22,6 +22,15 @@ ByteOrder = Literal["<", ">"]
 # The bytes that a header of each format spans at least; extensions and footers come on top.
 HEADER_SIZES_BYTES: dict[Format, int] = {"nifti1": 348, "nifti2": 540, "analyze": 348, "mgh": 284}
 _MGH_FIELDS_BYTES = 90
+_NO_PLAIN_NUMBERS = {
+    1: "single bits",
+    32: "complex numbers",
+    128: "colours (RGB)",
+    1536: "128-bit floats",
+    1792: "complex numbers",
+    2048: "complex numbers",
+    2304: "colours (RGBA)",
+}
 _TIME_UNITS = {0: None, 8: "s", 16: "ms", 24: "us"}
 
 
@@ -210,21 +219,22 @@ def _read_dims(header: Any, name: str) -> tuple[int, ...]:
 
 def _read_dtype(header: Any, name: str, *, field: str = "datatype") -> str:
     code = int(header[field])
+    if field == "datatype" and code in _NO_PLAIN_NUMBERS:
+        raise ScanError(
+            f"{name}: the voxels are not plain numbers",
+            given=_NO_PLAIN_NUMBERS[code],
+            expected="integers or floats of at most 64 bits, one per voxel",
+            fix="convert the file: magnitude of complex data, one channel of colours, float64 of wider floats",
+        )
     try:
         dtype = np.dtype(header.get_data_dtype())
-    except (HeaderDataError, KeyError) as error:
+    except (HeaderDataError, KeyError):
+        dtype = np.dtype("V")
+    if dtype.kind not in "iuf":
         raise ScanError(
             f"{name}: the header names an unknown data type",
             given=f"code {code}",
             fix="the file is damaged: export it again from where it came from",
-        ) from error
-    if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        kinds = {"V": "colours (RGB)", "c": "complex numbers", "f": "128-bit floats"}
-        raise ScanError(
-            f"{name}: the voxels are not plain numbers",
-            given=kinds.get(dtype.kind, dtype.name),
-            expected="integers or floats of at most 64 bits, one per voxel",
-            fix="convert the file: magnitude of complex data, one channel of colours, float64 of wider floats",
         )
     return dtype.str
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Final, Literal
 
@@ -24,7 +25,8 @@ _OTHER_SEXES = frozenset({"o", "other", "unknown", "u"})
 _OLDEST_YEARS = 120.0
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _UNSAFE_CHARACTER = re.compile(r"[^A-Za-z0-9_.-]")
-_FAR_TOO_OLD = "expected 0 to 120 years; are these months, days, or a code for missing?"
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_NOT_AN_AGE = "outside 0 to 120 years: are these months, days, or a code for missing?"
 
 
 def check_subject_id(text: str) -> str:
@@ -95,7 +97,7 @@ class RowReader:
         if cell is None:
             return None
         plain = cell.replace(",", ".", 1) if self._table.has_decimal_comma else cell
-        if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", plain):
+        if _NUMBER.fullmatch(plain) and math.isfinite(float(plain)):
             return float(plain)
         hint = " (a decimal comma?)" if "," in cell else ""
         self._fault(key, f"{cell[:20]!r} is not a number{hint}")
@@ -113,7 +115,7 @@ class RowReader:
             return float(cell[:-1])
         age = self.number("age_years")
         if age is not None and not 0 <= age <= _OLDEST_YEARS:
-            self._fault("age_years", f"an age of {age:g}; {_FAR_TOO_OLD}")
+            self._fault("age_years", f"an age of {age:g}, {_NOT_AN_AGE}")
             return None
         return age
 

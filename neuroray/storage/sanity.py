@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Num
 
 from neuroray.storage.headers import VolumeHeader
-from neuroray.storage.scaling import choose_dtype
+from neuroray.storage.scaling import check_scale, choose_dtype
 from neuroray.storage.scan import ScanError
 from neuroray.storage.time_axis import find_frozen_frames, find_time_among_space
 
@@ -37,11 +37,13 @@ def check_header(header: VolumeHeader, name: str, *, max_bytes: int) -> None:
 
     Raises:
         ScanError: surface or CIFTI data, a wrong number of axes, an empty axis, more than `max_bytes` of decoded voxels
-            (or of stored ones), an affine that is not finite or collapses the grid.
+            (or of stored ones), a scale that no float can carry out, an affine that is not finite or collapses the
+            grid.
     """
     _check_intent(header, name)
     _check_dims(header, name)
     _check_size(header, name, max_bytes)
+    check_scale(header.encoding, name)
     _check_affine(header.affine, name)
 
 

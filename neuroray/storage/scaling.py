@@ -10,9 +10,25 @@ from neuroray.storage.scan import Encoding, ScanError
 # Below this many steps between zero and the farthest value, rounding a value to float32 moves it by at most
 # 2**20 * 2**-24 = 1/16 of a step, so that the stored integer is found again by rounding.
 _FLOAT32_STEPS = 2.0**20
-_FLOAT64_INTEGERS = 2.0**53
+_FLOAT64_STEPS = 2.0**49  # the same 1/16 of a step in float64
 _OFF_STEP_TOLERANCE = 0.125  # twice that 1/16: the way back rounds once more
 _FLOAT32_SCALES = (1e-30, 1e30)  # well inside float32's range, with room for the stored numbers themselves
+
+
+def check_scale(encoding: Encoding, name: str) -> None:
+    """Refuses scales that no float can carry out, so that integers always come back as they were stored.
+
+    Raises:
+        ScanError: the stored integers (64 bits of them), or the intercept beside the slope, are so large that
+            neighbouring values are one number in float64.
+    """
+    stored = np.dtype(encoding.dtype)
+    if stored.kind != "f" and not encoding.is_identity and _count_steps(encoding) > _FLOAT64_STEPS:
+        raise ScanError(
+            f"{name}: float64 cannot tell apart the values that the header's scale gives",
+            given=f"slope {encoding.slope:g}, intercept {encoding.intercept:g}, stored as {stored.name}",
+            fix="the scale in the header (scl_slope, scl_inter) is damaged, or the file has to be converted to float64",
+        )
 
 
 def choose_dtype(encoding: Encoding) -> np.dtype:
@@ -23,30 +39,15 @@ def choose_dtype(encoding: Encoding) -> np.dtype:
     if stored.kind == "f" or stored.itemsize > 2:
         return np.dtype(np.float64)
     smallest, largest = _FLOAT32_SCALES
-    num_steps = float(np.iinfo(stored).max) + abs(encoding.intercept / encoding.slope)
     in_range = smallest < abs(encoding.slope) < largest and abs(encoding.intercept) < largest
-    return np.dtype(np.float32 if in_range and num_steps < _FLOAT32_STEPS else np.float64)
+    return np.dtype(np.float32 if in_range and _count_steps(encoding) < _FLOAT32_STEPS else np.float64)
 
 
-def decode(stored: Num[np.ndarray, "*shape"], encoding: Encoding, out: Num[np.ndarray, "*shape"], name: str) -> None:
-    """Writes the values of `stored` into `out`, which has the dtype of `choose_dtype`.
-
-    Raises:
-        ScanError: scaled 64-bit integers too large for any float to hold exactly.
-    """
+def decode(stored: Num[np.ndarray, "*shape"], encoding: Encoding, out: Num[np.ndarray, "*shape"]) -> None:
+    """Writes the values of `stored` into `out`, which has the dtype of `choose_dtype`."""
     if encoding.is_identity:
         out[...] = stored
         return
-    if (
-        stored.dtype.kind != "f"
-        and stored.itemsize == 8
-        and np.abs(stored.astype(np.float64)).max() > _FLOAT64_INTEGERS
-    ):
-        raise ScanError(
-            f"{name}: scaled 64-bit integers that float64 cannot hold exactly",
-            given="numbers beyond 2**53",
-            fix="convert the file to float64",
-        )
     # float64 in between: the product of a float32 slope and a stored number is exact there.
     out[...] = stored.astype(np.float64) * encoding.slope + encoding.intercept
 
@@ -76,3 +77,8 @@ def encode(values: Num[np.ndarray, "*shape"], encoding: Encoding, name: str) -> 
             fix="write_map writes any values as float32 on the same grid",
         )
     return whole.astype(dtype)
+
+
+def _count_steps(encoding: Encoding) -> float:
+    """Steps between zero and the farthest value."""
+    return float(np.iinfo(np.dtype(encoding.dtype)).max) + abs(encoding.intercept / encoding.slope)

@@ -75,7 +75,7 @@ def refuse_foreign(start: bytes, name: str) -> ScanError:
     what, fix = _recognise(start)
     return ScanError(
         f"{name}: this is not a NIfTI, Analyze or MGH file, but {what}",
-        given=f"a file that begins with {start[:24]!r}",
+        given=f"a file that begins with the bytes {start[:4].hex(' ')}",
         fix=fix,
     )
 

@@ -180,5 +180,5 @@ def _read_voxels(stream: ByteStream, header: VolumeHeader, orientation: Orientat
             out = frame[:, :, start : start + step]
             stored = slab[: out.size]
             stream.read_into(stored.view(np.uint8).data, "its voxels")
-            decode(stored.reshape(out.shape, order="F"), header.encoding, out, stream.name)
+            decode(stored.reshape(out.shape, order="F"), header.encoding, out)
     return voxels

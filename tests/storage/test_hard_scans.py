@@ -1,4 +1,4 @@
-"""What has to come of every hard file: those kept here, those made here, and a folder of originals beside the checkout."""
+"""What has to come of every hard file: those kept here, those made here, and the originals beside the checkout."""
 
 import tracemalloc
 from collections.abc import Callable

@@ -1,0 +1,1 @@
+"""What is read when, and the streams that carry it to training."""

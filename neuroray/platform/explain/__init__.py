@@ -1,0 +1,1 @@
+"""What a prediction rests on, in the space of the scan."""

@@ -1,0 +1,1 @@
+"""Fitting a recipe on one process or many."""

@@ -81,7 +81,7 @@ def draw_bias(shape: tuple[int, int, int], spread: float, stream: np.random.Gene
     return np.exp(log + cross[0] * x * y + cross[1] * y * z + cross[2] * x * z)
 
 
-def add_rician_noise(signal: Float32[np.ndarray, "..."], sigma: float, stream: np.random.Generator) -> np.ndarray:
+def add_rician_noise(signal: Float32[np.ndarray, ...], sigma: float, stream: np.random.Generator) -> np.ndarray:
     """The magnitude of a complex signal with thermal noise of this standard deviation in each channel."""
     real = signal + np.float32(sigma) * stream.standard_normal(signal.shape, dtype=np.float32)
     imaginary = np.float32(sigma) * stream.standard_normal(signal.shape, dtype=np.float32)
@@ -92,9 +92,7 @@ def store_as(
     values: np.ndarray, affine: Float[np.ndarray, "4 4"], axis_codes: tuple[str, str, str]
 ) -> tuple[np.ndarray, Affine]:
     """The same image in another order of axes (time, where there is one, stays last); world coordinates stay true."""
-    turn = orientations.ornt_transform(
-        orientations.io_orientation(affine), orientations.axcodes2ornt(axis_codes)
-    )
+    turn = orientations.ornt_transform(orientations.io_orientation(affine), orientations.axcodes2ornt(axis_codes))
     turned = orientations.apply_orientation(values, turn)
     return turned, affine @ orientations.inv_ornt_aff(turn, values.shape[:3])
 

@@ -50,9 +50,7 @@ def grow_head(config: CohortConfig, person: Person, visit_index: int) -> Head:
         open_stream(config.seed, Stream.OWN_SHAPE, person.index),
         shares=(_FAMILY_SHARE, 1 - _FAMILY_SHARE),
     )
-    velocity = atrophy.combine(
-        ventricles=state.ventricles, cortex=state.cortex, medial_temporal=state.medial_temporal
-    )
+    velocity = atrophy.combine(ventricles=state.ventricles, cortex=state.cortex, medial_temporal=state.medial_temporal)
     return Head(
         state=state,
         stretch=np.diag([*person.scales, 1.0]),

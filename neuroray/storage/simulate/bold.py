@@ -62,9 +62,7 @@ def take_bold(config: CohortConfig, person: Person, visit_index: int, head: Head
     gain = _GAIN * float(np.exp(stream.normal(0, 0.08)))
     turned, affine = acquisition.store_as(np.moveaxis(frames, 0, -1), placement.affine, site.axis_codes)
     stored = acquisition.encode_int16(np.float32(gain) * turned, slope=1.0, intercept=0.0)
-    nifti = acquisition.make_nifti(
-        stored, affine, slope=1.0, intercept=0.0, repetition_time_s=site.repetition_time_s
-    )
+    nifti = acquisition.make_nifti(stored, affine, slope=1.0, intercept=0.0, repetition_time_s=site.repetition_time_s)
     return Recording(
         picture=Picture(nifti=nifti, placement=placement, gain=gain),
         coupling=coupling,
@@ -199,7 +197,10 @@ def _motion_part(
 
 
 def _draw_courses(
-    coupling: Float[np.ndarray, "network network"], num_frames: int, repetition_time_s: float, stream: np.random.Generator
+    coupling: Float[np.ndarray, "network network"],
+    num_frames: int,
+    repetition_time_s: float,
+    stream: np.random.Generator,
 ) -> Float[np.ndarray, "time network"]:
     independent = stream.standard_normal((num_frames, len(coupling)))
     mixed = np.einsum("tn,mn->tm", independent, np.linalg.cholesky(coupling))

@@ -59,9 +59,7 @@ def deform(controls: Controls, velocity: Float32[np.ndarray, "3 i j k"]) -> Poin
     return points - start
 
 
-def map_to_template(
-    matrix: Float[np.ndarray, "4 4"], shape: tuple[int, int, int], displacement: Points
-) -> Points:
+def map_to_template(matrix: Float[np.ndarray, "4 4"], shape: tuple[int, int, int], displacement: Points) -> Points:
     """Template mm of every voxel of a grid.
 
     Args:
@@ -117,9 +115,7 @@ def _random_field_affine() -> Float[np.ndarray, "4 4"]:
     return affine
 
 
-def _sample_field(
-    field: Float32[np.ndarray, "3 i j k"], points_mm: Points, affine: Float[np.ndarray, "4 4"]
-) -> Points:
+def _sample_field(field: Float32[np.ndarray, "3 i j k"], points_mm: Points, affine: Float[np.ndarray, "4 4"]) -> Points:
     index = to_index(points_mm, affine)
     return np.stack([sample(component, index) for component in field])
 

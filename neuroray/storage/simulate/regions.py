@@ -10,7 +10,9 @@ from scipy import ndimage
 
 from neuroray.storage.simulate.template import Template, Volume, load_template
 
-REGION_SPACING_MM = 2.0  # atrophy is planned on this grid whatever the spacing of the scans, so that anatomy never depends on it
+REGION_SPACING_MM = (
+    2.0  # atrophy is planned on this grid whatever the spacing of the scans, so that anatomy never depends on it
+)
 
 # MNI mm on the right side (x is mirrored): hippocampal head to tail, amygdala, entorhinal and parahippocampal cortex.
 _MEDIAL_TEMPORAL_MM = (

@@ -27,9 +27,7 @@ def take_t1w(config: CohortConfig, person: Person, visit_index: int, head: Head)
     values = np.float32(gain) * (noisy if config.head else noisy * (signal > 0))
     turned, affine = acquisition.store_as(values, placement.affine, site.axis_codes)
     stored = acquisition.encode_int16(turned, slope=site.slope, intercept=site.intercept)
-    nifti = acquisition.make_nifti(
-        stored, affine, slope=site.slope, intercept=site.intercept, repetition_time_s=None
-    )
+    nifti = acquisition.make_nifti(stored, affine, slope=site.slope, intercept=site.intercept, repetition_time_s=None)
     return Picture(nifti=nifti, placement=placement, gain=gain)
 
 

@@ -80,7 +80,7 @@ def find_data_file(name: str) -> Path:
     )
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=6)
 def load_template(spacing_mm: float) -> Template:
     """The template on a grid of this spacing, kept in memory; smoothed before it is thinned out.
 
@@ -95,6 +95,11 @@ def load_template(spacing_mm: float) -> Template:
         detail=_thin_out(finest.detail, spacing_mm),
         affine=finest.affine @ np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0]),
     )
+
+
+def forget_finest_template() -> None:
+    """Frees the template's 1 mm maps (200 MB) once all coarser grids that are wanted have been made."""
+    _load_finest.cache_clear()
 
 
 @functools.lru_cache(maxsize=1)

@@ -64,7 +64,7 @@ def write_nifti(
         _write(path, header.binaryblock + flag + extension + voxels)
         return path
     _write(path, header.binaryblock + flag + extension)
-    _write(path.with_name(path.name.replace(".hdr", ".img")), voxels)
+    _write(partner(path), voxels)
     return path
 
 
@@ -100,8 +100,20 @@ def write_analyze(path: Path, stored: np.ndarray, *, slope: float = 0.0, byte_or
     header["scl_slope"] = slope
     _write(path, header.binaryblock)
     voxels = stored.astype(stored.dtype.newbyteorder(byte_order)).tobytes(order="F")
-    _write(path.with_name(path.name.replace(".hdr", ".img")), voxels)
+    _write(partner(path), voxels)
     return path
+
+
+def partner(path: Path) -> Path:
+    """The .img of an .hdr."""
+    return path.with_name(path.name.replace(".hdr", ".img"))
+
+
+def open_with_nibabel(path: Path) -> nib.spatialimages.SpatialImage:
+    """The same file by nibabel."""
+    if path.name.startswith("analyze"):
+        return nib.Spm2AnalyzeImage.from_filename(path)
+    return nib.load(path)
 
 
 def unpacked(path: Path) -> bytes:

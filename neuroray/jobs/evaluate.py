@@ -1,0 +1,137 @@
+"""`neuroray evaluate`: judge a run on people it has not seen, with intervals, figures and a page to hand on."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from neuroray.jobs.logs import progress
+from neuroray.jobs.run_record import git_commit, package_versions, record_run
+from neuroray.platform.evaluate.evidence import Evaluation
+from neuroray.platform.evaluate.findings import tell_headline, tell_interval, tell_millimetres, tell_number
+from neuroray.platform.evaluate.intervals import NUM_RESAMPLES
+from neuroray.platform.evaluate.protocol import choose_example, evaluate
+from neuroray.platform.evaluate.report import Example, write_report
+
+_METRICS_TOLD = ("auc", "balanced_accuracy", "brier", "calibration_error")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Args:
+    """Judge a run, or all its folds together, on the test people that its split recorded."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """A RUN folder; the test people of RUN/fold-* are pooled where there are folds."""
+
+    store: str | None = None
+    """The store of the scans; where the run found them when not given."""
+
+    out: str | None = None
+    """Where report.html, report.json, predictions.csv and run.json go; RUN/evaluate when not given."""
+
+    seed: int = 0
+    """Seed of the bootstrap."""
+
+    num_resamples: int = NUM_RESAMPLES
+    """Bootstrap resamples."""
+
+    device: str = "cpu"
+    """Where to compute: cpu, cuda."""
+
+    skip_example: bool = False
+    """Leave the map of one held-out scan out of the page, and with it the encoder's work."""
+
+    json: bool = False
+    """Answer as JSON."""
+
+
+def run(args: Args) -> dict[str, Any]:
+    """Judges, explains one held-out scan, writes the page."""
+    run_folder = Path(args.run)
+    out = Path(args.out) if args.out else run_folder / "evaluate"
+    with record_run(out, job="evaluate", args=args, seed=args.seed) as record:
+        evaluation = evaluate(
+            run_folder,
+            store=args.store,
+            seed=args.seed,
+            num_resamples=args.num_resamples,
+            device=args.device,
+            facts=_facts(args),
+            track=lambda scan_ids: progress(scan_ids, label="evaluate"),
+        )
+        example = None if args.skip_example else _explain_example(evaluation, run_folder, args)
+        paths = write_report(evaluation, out, example=example)
+        answer = _summarise(evaluation, paths)
+        record.add(catalogue_version=evaluation.provenance["catalogue_version"], **answer)
+    return answer | {"text": _tell(evaluation, paths)}
+
+
+def _facts(args: Args) -> dict[str, Any]:
+    return {
+        "versions": package_versions(),
+        "git_commit": git_commit(),
+        "made_at": datetime.now(UTC).date().isoformat(),
+        "commands": [shlex.join(_command(args))],
+    }
+
+
+def _command(args: Args) -> list[str]:
+    words = ["neuroray", "evaluate", args.run]
+    words += ["--store", args.store] if args.store else []
+    words += ["--seed", str(args.seed), "--num-resamples", str(args.num_resamples)]
+    return words + (["--skip-example"] if args.skip_example else [])
+
+
+def _explain_example(evaluation: Evaluation, run_folder: Path, args: Args) -> Example:
+    """Slice attention over the anatomy of one held-out scan; the page does not say whose."""
+    from neuroray.platform.evaluate.loaded import load_model
+    from neuroray.platform.evaluate.run import read_folds
+    from neuroray.platform.evaluate.style import to_png
+    from neuroray.platform.explain.explanation import explain
+    from neuroray.platform.explain.overlay import BACKDROP, draw_overlay
+    from neuroray.storage.store import ScanStore
+
+    chosen = choose_example(evaluation)
+    fold = next(fold for fold in read_folds(run_folder) if fold.index == chosen.fold)
+    store = ScanStore(evaluation.provenance["store"], version=evaluation.provenance["catalogue_version"])
+    scan = store.read(chosen.scan_id)
+    found = explain(load_model(fold.path / "model", device=args.device), scan, method="attention")
+    label, stated = evaluation.classes[chosen.label], chosen.probabilities[chosen.label]
+    peak = found.profile.position_mm[found.profile.weight.argmax()]
+    axis = {"axial": "z", "coronal": "y", "sagittal": "x"}[found.profile.axis]
+    return Example(
+        png=to_png(draw_overlay(scan, found), background=BACKDROP),
+        title=f"In one held-out scan of class “{label}”, given {stated:.0%}, attention peaks at "
+        f"{axis} = {tell_millimetres(float(peak))} mm",
+        caption="Slice attention over the anatomy, in the scan's own space, left on the left; beside it the same "
+        "numbers over millimetres, with the even spread dashed. The scan is the one of its class, among those called "
+        "right, with the median probability.",
+    )
+
+
+def _summarise(evaluation: Evaluation, paths: dict[str, Path]) -> dict[str, Any]:
+    return {
+        "headline": tell_headline(evaluation),
+        "num_people": evaluation.num_people,
+        "num_scans": len(evaluation.judged),
+        "num_folds": len(evaluation.folds),
+        "metrics": {name: evaluation.metrics[name].to_json() for name in evaluation.metrics},
+        "warnings": list(evaluation.warnings),
+        "report": str(paths["report.html"]),
+        "report_json": str(paths["report.json"]),
+        "predictions": str(paths["predictions.csv"]),
+    }
+
+
+def _tell(evaluation: Evaluation, paths: dict[str, Path]) -> str:
+    lines = [f"{tell_headline(evaluation)} ({len(evaluation.judged)} scans of {evaluation.num_people} people)"]
+    for name in _METRICS_TOLD:
+        found = evaluation.metrics[name]
+        lines.append(f"  {name:<20}{tell_number(found.value)}  ({tell_interval(found)})")
+    lines += [f"  note: {warning}" for warning in evaluation.warnings]
+    return "\n".join([*lines, f"written to {paths['report.html']}"])

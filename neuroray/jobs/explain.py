@@ -1,0 +1,143 @@
+"""`neuroray explain`: show what a prediction rests on, as a map on the scan's own grid, and whether to believe it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from neuroray.jobs.cli import UsageError
+from neuroray.jobs.run_record import record_run
+from neuroray.platform.evaluate.loaded import LoadedModel, load_model
+from neuroray.platform.evaluate.style import to_png
+from neuroray.platform.explain.explanation import METHODS, check_map, explain
+from neuroray.platform.explain.figures import draw_checks, draw_profile
+from neuroray.platform.explain.maps import Explanation
+from neuroray.platform.explain.overlay import BACKDROP, draw_overlay
+from neuroray.storage.nifti import read_scan, write_map
+from neuroray.storage.scan import Scan, ScanError
+from neuroray.storage.store import ScanStore
+
+Method = Literal["attention", "attention_patch", "gradient_x_input", "occlusion"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Args:
+    """Explain one scan: a file, or a subject of a store."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """A RUN folder, one fold of it, or an exported model folder."""
+
+    scan: str | None = None
+    """A scan file."""
+
+    store: str | None = None
+    """A store, with --subject."""
+
+    subject: str | None = None
+    """Whose scan to take from the store, or the id of a scan in it."""
+
+    method: Method = "attention"
+    """How: slice attention, slice times patch attention, gradient times input, or leaving slices out."""
+
+    target: str | None = None
+    """The class to explain; the likeliest when not given."""
+
+    out: str | None = None
+    """Where map.nii.gz, the pictures, explain.json and run.json go; RUN/explain when not given."""
+
+    skip_checks: bool = False
+    """Leave out the checks (slices deleted, weights scrambled), which encode the scan once more."""
+
+    seed: int = 0
+    """Seed of the checks."""
+
+    device: str = "cpu"
+    """Where to compute: cpu, cuda."""
+
+    json: bool = False
+    """Answer as JSON."""
+
+
+def run(args: Args) -> dict[str, Any]:
+    """Explains the scan and writes the map and its pictures."""
+    out = Path(args.out) if args.out else Path(args.run) / "explain"
+    with record_run(out, job="explain", args=args, seed=args.seed) as record:
+        scan = _find_scan(args)
+        model = load_model(_find_model(Path(args.run)), device=args.device)
+        view = model.encode(scan)
+        found = explain(model, scan, method=args.method, target=args.target, view=view)
+        described = {"model": _describe_model(model), **found.to_json()}
+        _write_pictures(out, scan, found)
+        if not args.skip_checks:
+            deletion, checks = check_map(model, scan, found, seed=args.seed, view=view)
+            described["checks"] = checks
+            correlations = checks["map_correlation_after_scrambling"]
+            (out / "checks.png").write_bytes(to_png(draw_checks(deletion, correlations, found.target)))
+        (out / "explain.json").write_text(json.dumps(described, indent=2, allow_nan=False) + "\n")
+        record.add(method=found.method, target=found.target)
+    return described | {"out": str(out), "text": _tell(found, described, out)}
+
+
+def _find_scan(args: Args) -> Scan:
+    if (args.scan is None) == (args.store is None):
+        raise UsageError(
+            "name one scan", given="both or neither", expected="--scan FILE, or --store STORE --subject ID"
+        )
+    if args.scan is not None:
+        return read_scan(args.scan)
+    if args.subject is None:
+        raise UsageError("a store holds many scans", expected="--subject ID beside --store")
+    store = ScanStore(str(args.store))
+    wanted = [
+        record
+        for record in store.records()
+        if args.subject in (record.scan_id, record.subject) and len(record.shape) == 3
+    ]
+    if not wanted:
+        raise ScanError("the store has no volume of this subject or scan id", fix="see neuroray inspect STORE")
+    if len(wanted) > 1:
+        names = ", ".join(record.scan_id for record in wanted)
+        raise UsageError(f"this subject has {len(wanted)} scans", expected=f"one of {names} as --subject")
+    return store.read(wanted[0].scan_id)
+
+
+def _find_model(folder: Path) -> Path:
+    """RUN/model, or the first fold's, or the folder itself."""
+    for candidate in (folder / "model", folder / "fold-0" / "model"):
+        if candidate.is_dir():
+            return candidate
+    return folder
+
+
+def _write_pictures(out: Path, scan: Scan, found: Explanation) -> None:
+    write_map(found.values, scan, out / "map.nii.gz", overwrite=True)
+    (out / "overlay.png").write_bytes(to_png(draw_overlay(scan, found), background=BACKDROP))
+    (out / "attention.png").write_bytes(to_png(draw_profile(found)))
+
+
+def _describe_model(model: LoadedModel) -> dict[str, Any]:
+    kept = ("model_name", "classes", "target", "modality", "encoder_sha256", "feature_fingerprint")
+    return {name: model.card[name] for name in kept if name in model.card}
+
+
+def _tell(found: Explanation, described: dict[str, Any], out: Path) -> str:
+    stated = found.probabilities[found.target_index]
+    profile = found.profile
+    lines = [
+        f"{found.target} (probability {stated:.3f}), by {found.method}: {METHODS[found.method]}",
+        f"  attention is as spread as {profile.effective_slices:.1f} of {len(profile.weight)} slices alike",
+    ]
+    if "checks" in described:
+        deletion = described["checks"]["deletion"]
+        lines.append(
+            f"  deleting the map's slices first lowers the log-odds by {deletion['area_random_minus_most_first']:.3f} "
+            f"more than random orders do; {deletion['random_orders_as_steep']:.0%} of these lower it as much"
+        )
+        for part, value in described["checks"]["map_correlation_after_scrambling"].items():
+            told = "the map is constant" if value is None else f"map correlation {value:.2f}"
+            lines.append(f"  with the {part}'s weights scrambled: {told}")
+    return "\n".join([*lines, f"written to {out / 'map.nii.gz'} and beside it"])

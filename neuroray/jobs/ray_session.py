@@ -1,0 +1,86 @@
+"""A connection to Ray for one job: the cluster that the environment names, else a small one of this machine's own."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+
+_OBJECT_STORE_BYTES = 512 * 2**20
+
+
+@contextlib.contextmanager
+def ensure_ray(*, num_cpus: int = 0) -> Iterator[None]:
+    """Connects to Ray for the block.
+
+    - Connected already: nothing is done, also not at the end.
+    - `RAY_ADDRESS` is set, as inside `ray job submit`: connects to that cluster.
+    - Otherwise: starts a cluster on this machine, without a dashboard, and stops it at the end. A cluster that
+      somebody else started here is left alone; `RAY_ADDRESS=auto` joins it.
+
+    A cluster of our own is closed to other users of the machine by a token that lives in the environment of this
+    process and its workers only: Ray's own way would write one into the home folder. `RAY_AUTH_MODE`, where it is
+    set, is respected. The environment is what it was when the block ends.
+
+    Args:
+        num_cpus: Logical CPUs the work reserves; a cluster of our own has at least two more (and never fewer than the
+            machine), for the reading tasks beside it. They are bookkeeping: more than the machine has means taking
+            turns.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_environment_as_it_was())
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(log_to_driver=True, logging_level=logging.WARNING)
+        else:
+            stack.enter_context(_own_token())
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, num_cpus + 2),
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                log_to_driver=True,
+                logging_level=logging.WARNING,
+            )
+        stack.callback(ray.shutdown)
+        yield
+
+
+@contextlib.contextmanager
+def _environment_as_it_was() -> Iterator[None]:
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def _own_token() -> Iterator[None]:
+    """Lets Ray turn token authentication on, as it would, but with a token that it finds in the environment."""
+    if os.environ.get("RAY_AUTH_MODE"):
+        yield
+        return
+    speaker = logging.getLogger("ray._private.authentication.authentication_token_setup")
+    level = speaker.level
+    os.environ.setdefault("RAY_AUTH_TOKEN", _token())
+    speaker.setLevel(logging.ERROR)  # it would announce what is wanted here
+    try:
+        yield
+    finally:
+        speaker.setLevel(level)
+
+
+@functools.cache
+def _token() -> str:
+    """One per process: Ray keeps the first one it has read."""
+    return secrets.token_hex(32)

@@ -1,0 +1,74 @@
+"""Rows of arrays into one batch, and a batch of arrays into tensors; nothing here is an object array."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from neuroray.errors import NeurorayError
+from neuroray.platform.data.plan import ReadItem
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Row = dict[str, np.ndarray]
+"""One item as arrays by name; a scalar is an array without axes."""
+
+ITEM = "item"
+"""The column that says which item of the plan a row is: its index, int64."""
+
+
+STEP = "step"
+"""The column of a block, on its way through Ray, that says which step of the plan it is."""
+
+
+class RowError(NeurorayError, ValueError):
+    """Rows that do not fit together: other columns, other shapes, other types."""
+
+
+def stack_rows(rows: Sequence[Row], items: Sequence[ReadItem], indices: Sequence[int]) -> Row:
+    """Stacks rows along a new first axis, and adds which item each of them is.
+
+    Raises:
+        RowError: two rows differ in columns, shape or type.
+    """
+    for row, item in zip(rows[1:], items[1:], strict=True):
+        _compare(rows[0], items[0], row, item)
+    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return {**batch, ITEM: np.asarray(indices, dtype=np.int64)}
+
+
+def empty_batch(row: Mapping[str, np.ndarray]) -> Row:
+    """A batch of no rows like this one: what a rank gets of a batch with fewer rows than ranks."""
+    batch = {name: np.empty((0, *values.shape), values.dtype) for name, values in row.items()}
+    return {**batch, ITEM: np.empty(0, np.int64)}
+
+
+def size_bytes(row: Mapping[str, np.ndarray]) -> int:
+    """Bytes of a row in memory."""
+    return sum(values.nbytes for values in row.values())
+
+
+def to_torch(batch: Mapping[str, np.ndarray], *, pin_memory: bool = False) -> dict[str, Tensor]:
+    """Copies a batch into tensors of its own: what Ray hands out is read-only and must be given back."""
+    import torch  # here, because the processes that read import this module, and torch takes them seconds
+
+    tensors = {name: torch.from_numpy(np.array(values)) for name, values in batch.items()}
+    return {name: tensor.pin_memory() for name, tensor in tensors.items()} if pin_memory else tensors
+
+
+def _compare(first: Row, first_item: ReadItem, row: Row, item: ReadItem) -> None:
+    if first.keys() != row.keys():
+        raise RowError(
+            f"{item.scan_id} has other columns than {first_item.scan_id}", given=sorted(row), expected=sorted(first)
+        )
+    for name, values in row.items():
+        if values.shape != first[name].shape or values.dtype != first[name].dtype:
+            raise RowError(
+                f"{name} of {item.scan_id} does not fit {first_item.scan_id} in the same batch",
+                given=f"{values.dtype} {values.shape}",
+                expected=f"{first[name].dtype} {first[name].shape}",
+                fix="bring the scans to one grid, read windows of one size, or use batch_size 1",
+            )

@@ -1,0 +1,287 @@
+"""Who is trained on, who selects and who judges: splits by family or person, stratified by label, kept in a file."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from neuroray.config import Config
+from neuroray.errors import NeurorayError
+from neuroray.platform.data.plan import KeyedPermutation
+
+_FORMAT = 1
+_ONE_CLASS = "all"
+Side = Literal["train", "val", "test"]
+SIDES: tuple[Side, ...] = ("train", "val", "test")
+
+
+class SplitError(NeurorayError, ValueError):
+    """A split that cannot be made: a class with too few people, labels that are no classes, parts that do not fit."""
+
+
+class LabelledScan(Protocol):
+    """What a split needs to know of a scan; labels are read by name (`diagnosis`, `sex`), or from `extra`."""
+
+    @property
+    def scan_id(self) -> str:
+        """Key of the scan."""
+        ...
+
+    @property
+    def subject(self) -> str:
+        """Whose scan it is."""
+        ...
+
+    @property
+    def family_id(self) -> str | None:
+        """Whom the subject is related to."""
+        ...
+
+    @property
+    def extra(self) -> Mapping[str, str]:
+        """Further columns of the table of participants."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitConfig(Config):
+    """How a cohort is parted. The default is five folds of 80:10:10 whose test sets share nobody.
+
+    Attributes:
+        num_parts: Parts into which the cohort is dealt; fold k starts at part `k * (num_parts // num_folds)`.
+        test_parts: Parts held out for the final judgement. With `test_parts == num_parts // num_folds` the folds
+            together test everybody exactly once.
+        val_parts: The parts after those, for selection.
+        num_folds: How many folds there are.
+        fold: Which of them this is.
+        seed: Deals people into parts.
+        stratify_by: The label whose classes every part should hold in equal shares; None: groups only.
+        shuffle_labels_seed: A control experiment: labels are dealt anew among people, so there is nothing to learn.
+    """
+
+    num_parts: int = 10
+    test_parts: int = 1
+    val_parts: int = 1
+    num_folds: int = 5
+    fold: int = 0
+    seed: int = 0
+    stratify_by: str | None = "diagnosis"
+    shuffle_labels_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.test_parts, self.val_parts, self.num_folds) < 1:
+            raise SplitError("a split needs parts to test on and to select on, and a fold", given=self.to_json())
+        if self.test_parts + self.val_parts >= self.num_parts:
+            raise SplitError("no part is left to train on", given=self.to_json(), fix="raise num_parts")
+        if self.num_folds * self.test_parts > self.num_parts:
+            raise SplitError(
+                "the tests of the folds would overlap",
+                given=f"{self.num_folds} folds of {self.test_parts} parts",
+                expected=f"at most {self.num_parts} parts in all",
+            )
+        if not 0 <= self.fold < self.num_folds:
+            raise SplitError("no such fold", given=self.fold, expected=f"0 to {self.num_folds - 1}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """The scans of one fold, by id and in sorted order, and the labels with which they were dealt.
+
+    Attributes:
+        left_out: Scans without a label, which are on no side.
+        labels: The class of every scan on a side; shuffled, where the configuration says so.
+        catalogue_version: Of the store that the records came from; None where it was not given.
+    """
+
+    config: SplitConfig
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+    labels: dict[str, str]
+    catalogue_version: int | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """All classes, sorted: a model's outputs follow this order."""
+        return tuple(sorted(set(self.labels.values())))
+
+    def side(self, name: Side) -> tuple[str, ...]:
+        """The scans of one side."""
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Scans per class, for each side."""
+        tallies = {side: Counter(self.labels[scan_id] for scan_id in self.side(side)) for side in SIDES}
+        return {side: {name: tally[name] for name in self.classes} for side, tally in tallies.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, with the counts for a reader's eye."""
+        return {
+            "format": _FORMAT,
+            "config": self.config.to_json(),
+            "catalogue_version": self.catalogue_version,
+            "counts": self.counts(),
+            **{side: list(self.side(side)) for side in SIDES},
+            "left_out": list(self.left_out),
+            "labels": dict(sorted(self.labels.items())),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """What `to_json` wrote.
+
+        Raises:
+            SplitError: another format, a missing field, or a scan that is on two sides.
+        """
+        if data.get("format") != _FORMAT:
+            raise SplitError("a split file of another format", given=data.get("format"), expected=_FORMAT)
+        missing = sorted({"config", "left_out", "labels", *SIDES} - set(data))
+        if missing:
+            raise SplitError(f"a split file without {', '.join(missing)}", given=sorted(data))
+        sides = {side: tuple(data[side]) for side in (*SIDES, "left_out")}
+        twice = [scan_id for scan_id, count in Counter(sum(sides.values(), ())).items() if count > 1]
+        if twice:
+            raise SplitError("a split file with a scan on two sides", given=f"{len(twice)} such scans")
+        config = SplitConfig.from_json(data["config"])
+        return cls(config=config, labels=data["labels"], catalogue_version=data.get("catalogue_version"), **sides)
+
+    def write_json(self, path: Path) -> None:
+        """Writes `to_json` as indented text."""
+        path.write_text(json.dumps(self.to_json(), indent=2) + "\n")
+
+    @classmethod
+    def read_json(cls, path: Path) -> Self:
+        """Reads what `write_json` wrote."""
+        return cls.from_json(json.loads(path.read_text()))
+
+
+def split_subjects(
+    records: Iterable[LabelledScan], config: SplitConfig, *, catalogue_version: int | None = None
+) -> Split:
+    """Deals scans into train, val and test so that no person, and no family, is on two sides.
+
+    The order of the records does not matter. Scans whose label is missing are left out, and listed. Dealing is done by
+    scikit-learn's `StratifiedGroupKFold`.
+
+    Raises:
+        SplitError: a class with fewer families or people than parts, a label that is no class, a side without a class.
+    """
+    ordered = sorted(records, key=lambda record: record.scan_id)
+    _refuse_twice(ordered)
+    found = {record.scan_id: _label_of(record, config.stratify_by) for record in ordered}
+    labelled = [record for record in ordered if found[record.scan_id] is not None]
+    if not labelled:
+        raise SplitError(
+            f"no scan has the label {config.stratify_by}", given=f"{len(ordered)} scans", fix="check participants.tsv"
+        )
+    labels = {record.scan_id: str(found[record.scan_id]) for record in labelled}
+    if config.shuffle_labels_seed is not None:
+        labels = _shuffle_labels(labelled, labels, config.shuffle_labels_seed)
+    groups = dict(zip(found, _groups(ordered), strict=True))
+    parts = _deal(labels, groups, config)
+    split = Split(
+        config=config,
+        **_sides_of(parts, config),
+        left_out=tuple(record.scan_id for record in ordered if found[record.scan_id] is None),
+        labels=labels,
+        catalogue_version=catalogue_version,
+    )
+    _refuse_missing_class(split)
+    return split
+
+
+def _refuse_twice(ordered: Sequence[LabelledScan]) -> None:
+    twice = len(ordered) - len({record.scan_id for record in ordered})
+    if twice:
+        raise SplitError("a scan is listed twice", given=f"{twice} repeated scan ids", fix="pass each record once")
+
+
+def _label_of(record: LabelledScan, name: str | None) -> str | None:
+    if name is None:
+        return _ONE_CLASS
+    value = getattr(record, name) if hasattr(record, name) else record.extra.get(name)
+    if isinstance(value, float) and not value.is_integer():
+        raise SplitError(f"{name} is a measure, not a class", given=value, fix="stratify_by a label with few values")
+    return None if value is None or value == "" else str(value)
+
+
+def _groups(records: Sequence[LabelledScan]) -> list[str]:
+    """For each record the name of its group: the scans linked by a common subject or family, over any chain."""
+    leader: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def find(node: tuple[str, str]) -> tuple[str, str]:
+        while leader.setdefault(node, node) != node:
+            node = leader[node]
+        return node
+
+    for record in records:
+        subject, family = ("subject", record.subject), ("family", record.family_id or "")
+        first, second = sorted((find(subject), find(family if record.family_id else subject)))
+        leader[second] = first  # the lesser name leads, so that names do not depend on the order of the records
+    return [":".join(find(("subject", record.subject))) for record in records]
+
+
+def _deal(labels: Mapping[str, str], groups: Mapping[str, str], config: SplitConfig) -> list[list[str]]:
+    """The labelled scans, by id, of each part."""
+    scan_ids = np.array(list(labels))
+    classes = np.array([labels[scan_id] for scan_id in labels])
+    families = np.array([groups[scan_id] for scan_id in labels])
+    _refuse_small_class(families, classes, config)
+    dealer = StratifiedGroupKFold(n_splits=config.num_parts, shuffle=True, random_state=config.seed)
+    return [scan_ids[chosen].tolist() for _, chosen in dealer.split(scan_ids, classes, families)]
+
+
+def _refuse_small_class(groups: np.ndarray, classes: np.ndarray, config: SplitConfig) -> None:
+    for name in np.unique(classes):
+        num_groups = len(np.unique(groups[classes == name]))
+        if num_groups < config.num_parts:
+            raise SplitError(
+                f"class {name} of {config.stratify_by} has too few people or families to be in every part",
+                given=f"{num_groups} in {config.num_parts} parts",
+                expected=f"at least {config.num_parts}",
+                fix=f"lower num_parts to {num_groups} or less, or gather more",
+            )
+
+
+def _sides_of(parts: Sequence[Sequence[str]], config: SplitConfig) -> dict[Side, tuple[str, ...]]:
+    first = config.fold * (config.num_parts // config.num_folds)
+    turned = [parts[(first + offset) % config.num_parts] for offset in range(config.num_parts)]
+    until = config.test_parts + config.val_parts
+    chosen: dict[Side, Sequence[Sequence[str]]] = {
+        "test": turned[: config.test_parts],
+        "val": turned[config.test_parts : until],
+        "train": turned[until:],
+    }
+    return {side: tuple(sorted(scan_id for part in some for scan_id in part)) for side, some in chosen.items()}
+
+
+def _refuse_missing_class(split: Split) -> None:
+    for side, counts in split.counts().items():
+        missing = [name for name, count in counts.items() if count == 0]
+        if missing:
+            raise SplitError(
+                f"the {side} side has nobody of class {', '.join(missing)}",
+                given=counts,
+                fix="lower num_parts, try another seed, or gather more",
+            )
+
+
+def _shuffle_labels(records: Sequence[LabelledScan], labels: Mapping[str, str], seed: int) -> dict[str, str]:
+    """Deals the people's labels out again among the people; all scans of one person get the same."""
+    own: dict[str, Counter[str]] = {}
+    for record in records:
+        own.setdefault(record.subject, Counter())[labels[record.scan_id]] += 1
+    subjects = sorted(own)
+    # A person whose label changed between scans counts with the more frequent one, the first by name where they tie.
+    hand = [min(own[subject], key=lambda name: (-own[subject][name], name)) for subject in subjects]
+    order = KeyedPermutation(len(subjects), "labels", seed)
+    dealt = {subject: hand[order[index]] for index, subject in enumerate(subjects)}
+    return {record.scan_id: dealt[record.subject] for record in records}

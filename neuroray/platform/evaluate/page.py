@@ -1,0 +1,304 @@
+"""What stands on the page: figures with titles that tell, tables ready to print, sentences on method and origin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from neuroray.platform.evaluate import figures, findings
+from neuroray.platform.evaluate.evidence import AttentionProfile, Evaluation
+from neuroray.platform.evaluate.intervals import Estimate
+from neuroray.platform.evaluate.metrics import CALIBRATION_BINS, Metric, metric_table
+from neuroray.platform.evaluate.style import png_address, to_svg
+
+_AXIS_LABELS = {
+    "axial": "z (mm, towards superior)",
+    "coronal": "y (mm, towards anterior)",
+    "sagittal": "x (mm, towards right)",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageFigure:
+    """A figure as the template takes it: an SVG, or the address of a PNG."""
+
+    number: int
+    title: str
+    caption: str
+    svg: str = ""
+    png: str = ""
+    wide: bool = False
+
+
+def describe_page(evaluation: Evaluation, picture: tuple[bytes, str, str] | None) -> dict[str, Any]:
+    """All values of the template.
+
+    Args:
+        evaluation: What was found.
+        picture: PNG, title and caption of an explained scan.
+    """
+    numbering = _Numbering()
+    provenance = evaluation.provenance
+    return {
+        "kicker": f"Evaluation of {provenance.get('model_title', evaluation.model_name)}",
+        "headline": findings.tell_headline(evaluation),
+        "lead": _lead(evaluation),
+        "facts": _facts(evaluation),
+        "key": _key_numbers(evaluation),
+        "warnings": evaluation.warnings,
+        "answer_text": _answer_text(evaluation),
+        "answers": _answers(evaluation, numbering),
+        "metrics": _metric_rows(evaluation),
+        "fold_names": [f"Fold {fold.index}" for fold in evaluation.folds] if len(evaluation.folds) > 1 else [],
+        "strata": _strata(evaluation, numbering),
+        "strata_small": _small_strata(evaluation),
+        "looks": _looks(evaluation, picture, numbering),
+        "learning": _learning(evaluation, numbering),
+        "classes": evaluation.classes,
+        "sides": _sides(evaluation),
+        "checks": _checks(evaluation),
+        "methods": _methods(evaluation),
+        "provenance": _provenance(evaluation),
+        "footer": f"Made by neuroray {provenance['versions']['neuroray']} on {provenance['made_at']}. "
+        "No diagnostic device: for research use.",
+    }
+
+
+class _Numbering:
+    """Counts the figures that are really there."""
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def plot(self, figure: Figure, name: str, title: str, caption: str, *, wide: bool = False) -> PageFigure:
+        self._last += 1
+        svg = to_svg(figure, name)
+        return PageFigure(number=self._last, title=title, caption=caption, svg=svg, wide=wide)
+
+    def picture(self, png: bytes, title: str, caption: str) -> PageFigure:
+        self._last += 1
+        return PageFigure(number=self._last, title=title, caption=caption, png=png_address(png), wide=True)
+
+
+def _lead(evaluation: Evaluation) -> str:
+    auc, classes = evaluation.metrics["auc"], evaluation.classes
+    counts = np.bincount(evaluation.labels, minlength=len(classes))
+    who = " and ".join(f"{count} of class “{name}”" for name, count in zip(classes, counts, strict=True))
+    folds = f", pooled over {len(evaluation.folds)} folds" if len(evaluation.folds) > 1 else ""
+    return (
+        f"On {len(evaluation.judged)} scans of {evaluation.num_people} held-out people ({who}{folds}) the area under "
+        f"the ROC curve is {findings.tell_number(auc.value)}, with a 95 % interval of {findings.tell_interval(auc)}; "
+        f"guessing reaches 0.50."
+    )
+
+
+def _facts(evaluation: Evaluation) -> list[tuple[str, Any]]:
+    provenance = evaluation.provenance
+    return [
+        ("Target", evaluation.target),
+        ("Modality", evaluation.modality),
+        ("Run", provenance["run_name"]),
+        ("Catalogue version", provenance["catalogue_version"]),
+        ("Made", provenance["made_at"]),
+    ]
+
+
+def _key_numbers(evaluation: Evaluation) -> list[dict[str, str]]:
+    table = metric_table(len(evaluation.classes))
+    names = ("auc", "balanced_accuracy", "brier", "calibration_error")
+    return [
+        {
+            "label": table[name].label,
+            "value": findings.tell_number(evaluation.metrics[name].value),
+            "note": findings.tell_interval(evaluation.metrics[name]) + _direction(table[name]),
+        }
+        for name in names
+    ]
+
+
+def _direction(metric: Metric) -> str:
+    if metric.chance is not None:
+        return f" · guessing {metric.chance:.2f}"
+    return " · lower is better" if metric.better == "lower" else ""
+
+
+def _answer_text(evaluation: Evaluation) -> str:
+    if evaluation.positive is None:
+        return "Each class is judged against all others; the AUC is their plain mean."
+    return (
+        f"“{evaluation.positive}” is the positive class. The AUC rests on stated probabilities and needs no "
+        "threshold; sensitivity and specificity are those at 50 %."
+    )
+
+
+def _answers(evaluation: Evaluation, numbering: _Numbering) -> list[PageFigure]:
+    labels, probabilities, classes = evaluation.labels, evaluation.probabilities, evaluation.classes
+    heap = "One dot is one scan" if len(labels) <= 2 * 150 else "Bars count scans"
+    return [
+        numbering.plot(
+            figures.draw_roc(labels, probabilities, classes, evaluation.resamples),
+            "roc",
+            findings.tell_roc(evaluation),
+            "Sensitivity against false alarms over all thresholds. The band holds 95 % of the resampled curves at each "
+            "rate of false alarms.",
+        ),
+        numbering.plot(
+            figures.draw_scores(labels, probabilities, classes),
+            "scores",
+            findings.tell_scores(evaluation),
+            f"{heap}, by true class; the bar below each heap is its median"
+            + (", the dashed line the threshold." if len(classes) == 2 else "."),
+        ),
+        numbering.plot(
+            figures.draw_confusion(evaluation.confusion, classes),
+            "confusion",
+            findings.tell_confusion(evaluation),
+            "Scans by true and likeliest class; the percentage is that of the true class.",
+        ),
+        numbering.plot(
+            figures.draw_calibration(labels, probabilities, classes),
+            "calibration",
+            findings.tell_calibration(evaluation),
+            f"How often what was stated came true, in {CALIBRATION_BINS} bins of equal width; bars are 95 % Wilson "
+            "intervals, dots grow with the number of scans.",
+        ),
+    ]
+
+
+def _metric_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    rows = []
+    for name, metric in metric_table(len(evaluation.classes)).items():
+        found = evaluation.metrics[name]
+        several = len(evaluation.folds) > 1
+        rows.append(
+            {
+                "label": metric.label,
+                "arrow": "↑" if metric.better == "higher" else "↓",
+                "text": findings.tell_number(found.value),
+                "interval": findings.tell_interval(found),
+                "folds": [findings.tell_number(fold.metrics[name]) for fold in evaluation.folds] if several else [],
+                "chance": metric.chance,
+                **_drawable(found),
+            }
+        )
+    return rows
+
+
+def _drawable(found: Estimate) -> dict[str, float | None]:
+    numbers = {"value": found.value, "low": found.low, "high": found.high}
+    return {name: round(float(number), 4) if np.isfinite(number) else None for name, number in numbers.items()}
+
+
+def _strata(evaluation: Evaluation, numbering: _Numbering) -> PageFigure | None:
+    rows = [
+        (row.variable, row.level, " + ".join(map(str, row.counts)), row.found)
+        for row in evaluation.strata
+        if row.found is not None
+    ]
+    if not rows:
+        return None
+    figure = figures.draw_strata(rows, evaluation.metrics["auc"], "Area under the ROC curve", chance=0.5)
+    caption = (
+        "AUC within each part of the held-out people. The blue line and band are the whole with its interval; the grey "
+        f"numbers are scans of {', '.join(evaluation.classes)}. Age is cut into thirds. Many small parts: some will "
+        "stand apart by chance."
+    )
+    return numbering.plot(figure, "strata", findings.tell_strata(evaluation), caption, wide=True)
+
+
+def _small_strata(evaluation: Evaluation) -> str:
+    small = [row.level for row in evaluation.strata if row.found is None]
+    return f"Too few of a class to be judged alone: {', '.join(small)}." if small else ""
+
+
+def _looks(evaluation: Evaluation, picture: tuple[bytes, str, str] | None, numbering: _Numbering) -> list[PageFigure]:
+    found = []
+    profile = evaluation.attention
+    if profile is not None:
+        found.append(_attention(evaluation, profile, numbering))
+    if picture is not None:
+        found.append(numbering.picture(*picture))
+    return found
+
+
+def _attention(evaluation: Evaluation, profile: AttentionProfile, numbering: _Numbering) -> PageFigure:
+    by_class = {name: profile.density_per_mm[profile.labels == index] for index, name in enumerate(evaluation.classes)}
+    figure = figures.draw_attention(profile.position_mm, by_class, _AXIS_LABELS[profile.axis], profile.uniform_per_mm)
+    caption = (
+        "Weight of a slice over the distance of slices, mean by true class; bands hold the middle half of the scans. "
+        "Positions are the scans' own world coordinates, not a common template. Attention says what was pooled, which "
+        "is not yet what the answer rests on: see the deletion test of “neuroray explain”."
+    )
+    return numbering.plot(figure, "attention", findings.tell_attention(profile), caption, wide=True)
+
+
+def _learning(evaluation: Evaluation, numbering: _Numbering) -> PageFigure | None:
+    curves = [fold.curves for fold in evaluation.folds if any(len(points) for points in fold.curves.values())]
+    if not curves:
+        return None
+    caption = (
+        "Loss and selection score; the ring marks the best epoch, whose weights were kept. Test people had no part."
+    )
+    title = findings.tell_learning(evaluation.folds)
+    return numbering.plot(figures.draw_learning_curves(curves), "learning", title, caption, wide=True)
+
+
+def _sides(evaluation: Evaluation) -> list[dict[str, Any]]:
+    names = {"train": "trained on", "val": "selected on", "test": "judged on"}
+    return [
+        {
+            "fold": fold.index,
+            "side": names[side],
+            "people": fold.num_subjects[side],
+            "scans": sum(fold.counts[side].values()),
+            "counts": [fold.counts[side].get(name, 0) for name in evaluation.classes],
+        }
+        for fold in evaluation.folds
+        for side in names
+    ]
+
+
+def _checks(evaluation: Evaluation) -> list[str]:
+    cached = sum(row.from_cache for row in evaluation.judged)
+    read = f"{cached} of {len(evaluation.judged)} scans judged from cached features"
+    return [
+        "No person and no family stands on two sides of a fold",
+        "Scans, labels and checksums are those of the catalogue version that the run recorded",
+        f"{read}; the others from their voxels" if cached < len(evaluation.judged) else read,
+    ]
+
+
+def _methods(evaluation: Evaluation) -> list[str]:
+    return [
+        f"Intervals are percentiles of {len(evaluation.resamples)} bootstrap resamples (seed {evaluation.seed}). "
+        "Families, or people without a family id, are drawn with replacement within their class; all scans of one go "
+        "together. The model is fixed: what another training run would give is not in the interval.",
+        f"The expected calibration error is the mean distance between stated and true rate over {CALIBRATION_BINS} "
+        "bins of equal width, weighted by their scans. The Brier score is the mean squared error of the stated "
+        "probabilities.",
+        "Weights were selected on the validation people only. The people judged here were used for nothing before.",
+        "Held-out people come from the same store as the others: how the model does at another site, on another "
+        "scanner, or after other preprocessing is not shown here.",
+    ]
+
+
+def _provenance(evaluation: Evaluation) -> list[tuple[str, Any, bool]]:
+    provenance = evaluation.provenance
+    rows: list[tuple[str, Any, bool]] = [
+        ("Store", provenance["store"], True),
+        ("Catalogue version", provenance["catalogue_version"], False),
+    ]
+    for name in ("recipe", "weights_sha256", "encoder_sha256", "feature_fingerprint", "split_sha256"):
+        values = sorted({str(fold.facts[name]) for fold in evaluation.folds if fold.facts.get(name)})
+        rows += [(name.replace("_", " ").replace("sha256", "SHA-256"), value, True) for value in values]
+    rows += [("Code", provenance["git_commit"], True)] if provenance.get("git_commit") else []
+    rows.append(("Versions", _list_versions(provenance["versions"]), False))
+    rows += [("Command", command, True) for command in provenance.get("commands", ())]
+    return rows
+
+
+def _list_versions(versions: Any) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -1,0 +1,160 @@
+"""The evidence as files: predictions.csv, report.json, and report.html that needs nothing but itself."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from neuroray.platform.evaluate.evidence import Evaluation
+from neuroray.platform.evaluate.intervals import Estimate
+from neuroray.platform.evaluate.metrics import Metric, metric_table
+from neuroray.platform.evaluate.page import describe_page
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One explained scan for the page: a picture of the map over the anatomy, without a name.
+
+    Attributes:
+        png: The picture.
+        title: The finding.
+        caption: What is drawn, in which space and unit.
+    """
+
+    png: bytes
+    title: str
+    caption: str
+
+
+def write_report(evaluation: Evaluation, out: Path, *, example: Example | None = None) -> dict[str, Path]:
+    """Writes `predictions.csv`, `report.json` and `report.html`.
+
+    Subject ids stand in `predictions.csv` alone; the other two may be handed on.
+
+    Returns:
+        The three paths by name.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    paths = {name: out / name for name in ("predictions.csv", "report.json", "report.html")}
+    write_predictions(evaluation, paths["predictions.csv"])
+    paths["report.json"].write_text(json.dumps(describe_evaluation(evaluation), indent=2, allow_nan=False) + "\n")
+    paths["report.html"].write_text(render_page(evaluation, example=example))
+    return paths
+
+
+def write_predictions(evaluation: Evaluation, path: Path) -> None:
+    """One row a held-out scan, sorted by fold and scan."""
+    columns = ["fold", "scan_id", "subject", "family_id", "age_years", "sex", "site", "label", "predicted", "correct"]
+    columns += [f"probability_{name}" for name in evaluation.classes]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        for row in sorted(evaluation.judged, key=lambda row: (row.fold, row.scan_id)):
+            predicted = int(np.argmax(row.probabilities))
+            person = (
+                row.fold,
+                row.scan_id,
+                row.subject,
+                row.family_id or "",
+                row.age_years,
+                row.sex or "",
+                row.site or "",
+            )
+            answer = (evaluation.classes[row.label], evaluation.classes[predicted], int(predicted == row.label))
+            writer.writerow([*person, *answer, *(f"{value:.9g}" for value in row.probabilities)])
+
+
+def describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
+    """What `report.json` holds: every number of the page, and where it came from; nobody's name."""
+    table = metric_table(len(evaluation.classes))
+    return {
+        "format": FORMAT,
+        "model_name": evaluation.model_name,
+        "target": evaluation.target,
+        "modality": evaluation.modality,
+        "classes": list(evaluation.classes),
+        "positive_class": evaluation.positive,
+        "num_people": evaluation.num_people,
+        "num_scans": len(evaluation.judged),
+        "metrics": {name: _describe(table[name], found) for name, found in evaluation.metrics.items()},
+        "confusion": {"rows": "true", "columns": "predicted", "counts": evaluation.confusion.astype(int).tolist()},
+        "interval": {
+            "level": 0.95,
+            "kind": "percentile bootstrap over families or people, within classes",
+            "num_resamples": len(evaluation.resamples),
+            "seed": evaluation.seed,
+        },
+        "folds": [
+            {
+                "fold": fold.index,
+                "counts": {side: dict(counts) for side, counts in fold.counts.items()},
+                "num_subjects": dict(fold.num_subjects),
+                "metrics": {name: _number(value) for name, value in fold.metrics.items()},
+                **fold.facts,
+            }
+            for fold in evaluation.folds
+        ],
+        "strata": [
+            {
+                "variable": row.variable,
+                "level": row.level,
+                "counts": dict(zip(evaluation.classes, row.counts, strict=True)),
+                "auc": row.found.to_json() if row.found else None,
+            }
+            for row in evaluation.strata
+        ],
+        "attention": _describe_attention(evaluation),
+        "warnings": list(evaluation.warnings),
+        "provenance": dict(evaluation.provenance),
+    }
+
+
+def render_page(evaluation: Evaluation, *, example: Example | None = None) -> str:
+    """The page as text."""
+    loader = PackageLoader("neuroray.platform.evaluate", ".")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    picture = None if example is None else (example.png, example.title, example.caption)
+    return environment.get_template("report.html.j2").render(page=describe_page(evaluation, picture))
+
+
+def _describe(metric: Metric, found: Estimate) -> dict[str, Any]:
+    described: dict[str, Any] = {**found.to_json(), "better": metric.better}
+    if metric.chance is not None:
+        described |= {"chance": metric.chance, "interval_against_chance": found.against(metric.chance)}
+    return described
+
+
+def _describe_attention(evaluation: Evaluation) -> Mapping[str, Any] | None:
+    profile = evaluation.attention
+    if profile is None:
+        return None
+    by_class = {
+        name: [_number(value) for value in np.nanmean(profile.density_per_mm[profile.labels == index], axis=0)]
+        for index, name in enumerate(evaluation.classes)
+        if (profile.labels == index).any()
+    }
+    return {
+        "axis": profile.axis,
+        "position_mm": profile.position_mm.tolist(),
+        "mean_density_per_mm": by_class,
+        "uniform_density_per_mm": profile.uniform_per_mm,
+        "effective_slices": {
+            "mean": float(profile.effective_slices.mean()),
+            "num_slices_mean": float(profile.num_slices.mean()),
+        },
+    }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,134 @@
+"""One training step and one validation pass, written once for a single process and for many."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from neuroray.errors import NeurorayError
+from neuroray.platform.train.optim import clip_gradient, set_learning_rate
+from neuroray.platform.train.parallel import Team, gather_rows, seeded
+from neuroray.platform.train.recipe import Recipe
+from neuroray.platform.train.task import Outputs, Task, TaskModule
+
+
+class TrainingError(NeurorayError, ArithmeticError):
+    """Training that cannot go on: a loss or a validation score that is no number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankBatch:
+    """One rank's part of one batch.
+
+    Attributes:
+        step: The step's number in the plan, from 0.
+        epoch: The epoch it belongs to, from 0.
+        values: Rows of this rank, collated, on its device; where it has none, a stand-in of one row.
+        num_rows: How many rows each rank has, known to all from the plan.
+    """
+
+    step: int
+    epoch: int
+    values: dict[str, Any]
+    num_rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learner:
+    """What a step works on.
+
+    Attributes:
+        recipe: Seed, precision, optimiser settings.
+        task: The model's side.
+        module: The (sharded) module.
+        optimizer: Over its parameters.
+        team: The ranks that share it.
+    """
+
+    recipe: Recipe
+    task: Task
+    module: TaskModule
+    optimizer: torch.optim.Optimizer
+    team: Team
+
+
+def train_step(learner: Learner, batch: RankBatch, *, rate: float) -> dict[str, float]:
+    """One step: this rank's rows forward, the loss of everybody's rows, backward, update.
+
+    Returns:
+        The loss and its terms over the whole batch, the same on every rank; the gradient's norm where it is clipped.
+
+    Raises:
+        TrainingError: a term is not finite; the weights stay those of the step before.
+    """
+    learner.module.train()
+    set_learning_rate(learner.optimizer, rate)
+    # What a step draws depends on its number and rank alone, so nothing random has to be carried over an interruption.
+    with seeded(_draw_seed(learner.recipe.seed, batch.step, learner.team.rank)):
+        outputs, targets = gather_outputs(learner, batch)
+        terms = learner.task.loss(outputs, targets)
+    values = {name: float(term.detach()) for name, term in terms.items()}
+    require_finite(values, step=batch.step + 1)
+    learner.optimizer.zero_grad(set_to_none=True)
+    terms["loss"].backward()
+    clip_norm = learner.recipe.optim.clip_norm
+    if clip_norm is not None:
+        values["gradient_norm"] = float(clip_gradient(learner.module, clip_norm))
+    learner.optimizer.step()
+    return values
+
+
+def gather_outputs(learner: Learner, batch: RankBatch) -> tuple[Outputs, Shaped[Tensor, "row ..."]]:
+    """Outputs (float32) and targets of the whole batch, of which this rank computes its own rows."""
+    team = learner.team
+    with torch.autocast(team.device.type, torch.bfloat16, enabled=learner.recipe.loop.precision == "bf16"):
+        own = learner.module(batch.values)
+    targets = learner.task.targets(batch.values)
+    # A rank without rows ran a stand-in, because the others wait for it in FSDP's exchanges; it is dropped here.
+    num_own = batch.num_rows[team.rank]
+    outputs = {name: gather_rows(value[:num_own].float(), batch.num_rows, team) for name, value in own.items()}
+    return outputs, gather_rows(targets[:num_own], batch.num_rows, team)
+
+
+@torch.no_grad()
+def validate(learner: Learner, batches: Iterable[RankBatch]) -> dict[str, float]:
+    """Loss terms and scores over all rows of all batches, each row once, the same numbers on every rank.
+
+    Raises:
+        TrainingError: one of them is not finite.
+    """
+    learner.module.eval()
+    parts = [gather_outputs(learner, batch) for batch in batches]
+    outputs = {name: torch.cat([part[name] for part, _ in parts]) for name in parts[0][0]}
+    targets = torch.cat([part for _, part in parts])
+    terms = {name: float(term) for name, term in learner.task.loss(outputs, targets).items()}
+    return terms | learner.task.score(outputs, targets)
+
+
+def require_finite(values: dict[str, float], *, step: int) -> None:
+    """Stops a run whose numbers have left the real line.
+
+    Raises:
+        TrainingError: naming the step and the terms.
+    """
+    wrong = {name: value for name, value in values.items() if not math.isfinite(value)}
+    if wrong:
+        raise TrainingError(
+            f"the loss is no number at step {step}",
+            given=", ".join(f"{name} {value}" for name, value in values.items()),
+            expected=f"finite {', '.join(wrong)}",
+            fix="a lower --optim.lr, --optim.clip-norm 1, or a look for NaN among the inputs",
+        )
+
+
+def _draw_seed(*key: int) -> int:
+    """A 63-bit seed for each key, far apart for neighbours."""
+    digest = hashlib.blake2b(",".join(map(str, key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

@@ -1,0 +1,111 @@
+"""Task: what the training loop asks of a model, and the cohort that a run is made on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from neuroray.platform.data.readers import Reader
+from neuroray.platform.data.splits import Split
+from neuroray.storage.locations import Location
+from neuroray.storage.store import ScanStore
+
+Batch = Mapping[str, Any]
+Outputs = dict[str, Shaped[Tensor, "row ..."]]
+Terms = dict[str, Float[Tensor, ""]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cohort:
+    """The people of a run: pinned when it starts, recorded in its folder, sent to every worker.
+
+    Attributes:
+        store: Address of the scan store.
+        version: Version of its catalogue.
+        split: Who trains, who selects, who judges, and the labels.
+        features: Fingerprint of the cached features that are read in place of scans; None: scans are read.
+        spacing_mm: Smallest and largest voxel size along x, y, z among the training scans.
+    """
+
+    store: str
+    version: int
+    split: Split
+    features: str | None = None
+    spacing_mm: tuple[tuple[float, float, float], tuple[float, float, float]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts and pins, without a name: for `run.json` and for people."""
+        return {
+            "store": self.store,
+            "catalogue_version": self.version,
+            "features": self.features,
+            "classes": list(self.split.classes),
+            "counts": self.split.counts(),
+            "left_out": len(self.split.left_out),
+            "spacing_mm": [list(bound) for bound in self.spacing_mm],
+        }
+
+
+class Task(Protocol):
+    """One per model, made by its recipe: plain functions, run alike in process and on every worker."""
+
+    def prepare(self, store: ScanStore) -> Cohort:
+        """Chooses the people and checks that training can start.
+
+        Raises:
+            RecipeError: it cannot, and what would help.
+        """
+        ...
+
+    def build(self) -> nn.Module:
+        """The module to train, in float32 on the CPU, the same weights on every rank; frozen ones ask no gradient."""
+        ...
+
+    def blocks(self, module: nn.Module) -> Sequence[nn.Module]:
+        """The parts of it that are sharded as units of their own, in the order in which they run."""
+        ...
+
+    def reader(self, cohort: Cohort) -> Reader:
+        """What reads one item of the plan; picklable, for Ray Data runs it in its own processes."""
+        ...
+
+    def forward(self, module: nn.Module, batch: Batch) -> Outputs:
+        """This rank's rows through the module, whatever loss and score need of them, row by row."""
+        ...
+
+    def targets(self, batch: Batch) -> Shaped[Tensor, "row ..."]:
+        """The true values of the same rows."""
+        ...
+
+    def loss(self, outputs: Outputs, targets: Shaped[Tensor, "row ..."]) -> Terms:
+        """The loss over the rows of all ranks, as `loss`, and its terms by name."""
+        ...
+
+    def score(self, outputs: Outputs, targets: Shaped[Tensor, "row ..."]) -> dict[str, float]:
+        """Metrics over the whole validation set, by the names that `loop.select_by` knows without `val_`."""
+        ...
+
+    def export(self, module: nn.Module, cohort: Cohort, folder: Location, training: dict[str, Any]) -> None:
+        """Saves a model folder that rebuilds itself without this run: weights, config, provenance."""
+        ...
+
+
+class TaskModule(nn.Module):
+    """The module behind the task's own forward, which returns a plain dict.
+
+    FSDP2 finds the outputs that it must hook in dicts and tuples, not in a model's own output class; and hooks only
+    what runs as the forward of a module.
+    """
+
+    def __init__(self, task: Task, module: nn.Module) -> None:
+        super().__init__()
+        self._task = task
+        self.module = module
+
+    def forward(self, batch: Batch) -> Outputs:
+        """The rows of a batch through the module."""
+        return self._task.forward(self.module, batch)

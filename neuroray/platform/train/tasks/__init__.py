@@ -1,0 +1,1 @@
+"""The training side of each model: its recipe class and its task."""

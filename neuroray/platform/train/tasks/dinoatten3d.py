@@ -1,0 +1,225 @@
+"""DinoAtten3D in training: the head learns on cached slice features, the frozen encoder comes back in at export."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from neuroray.platform.data.readers import FeatureReader
+from neuroray.platform.data.splits import Split, split_subjects
+from neuroray.platform.evaluate.metrics import classification_metrics
+from neuroray.platform.models.dinoatten3d import (
+    DinoAtten3DConfig,
+    DinoAtten3DHead,
+    DinoAtten3DLossConfig,
+    dinoatten3d_loss,
+)
+from neuroray.platform.train.parallel import seeded
+from neuroray.platform.train.recipe import Recipe, RecipeError
+from neuroray.platform.train.task import Batch, Cohort, Outputs, Terms
+from neuroray.storage.checkpoint import save_weights
+from neuroray.storage.features import FeatureStore
+from neuroray.storage.locations import Location
+from neuroray.storage.store import ScanRecord, ScanStore
+
+logger = logging.getLogger(__name__)
+
+_MODEL_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DinoAtten3DRecipe(Recipe):
+    """A run of DinoAtten3D.
+
+    Attributes:
+        model: The whole model; its `slices` and `encoder` say which cached features are read.
+        loss: Terms and their weights.
+        train_scope: `all` trains attention, embedding and classifier; `released` the embedding layers only, as the
+            authors' scripts do.
+    """
+
+    model_name: Annotated[Literal["dinoatten3d"], tyro.conf.Suppress] = "dinoatten3d"
+    model: DinoAtten3DConfig = field(default_factory=DinoAtten3DConfig)
+    loss: DinoAtten3DLossConfig = field(default_factory=DinoAtten3DLossConfig)
+    train_scope: Literal["all", "released"] = "all"
+
+    def __post_init__(self) -> None:
+        # Named, because a dataclass with slots is made anew, and the bare super() would still know the old one.
+        Recipe.__post_init__(self)
+        if self.data.target != self.split.stratify_by:
+            raise RecipeError(
+                "classes are split by their own label",
+                given=f"data.target {self.data.target}, split.stratify_by {self.split.stratify_by}",
+                fix=f"--data.target {self.data.target} --split.stratify-by {self.data.target}",
+            )
+
+    def task(self) -> DinoAtten3DTask:
+        """What the loop needs of DinoAtten3D."""
+        return DinoAtten3DTask(self)
+
+
+class DinoAtten3DTask:
+    """The task of a `DinoAtten3DRecipe`."""
+
+    def __init__(self, recipe: DinoAtten3DRecipe) -> None:
+        self._recipe = recipe
+
+    def prepare(self, store: ScanStore) -> Cohort:
+        """Chooses the people, and finds their cached features.
+
+        Raises:
+            RecipeError: no such scans, classes that do not fit the model, features that are not there.
+            SplitError: too few people.
+        """
+        records = choose_records(store, self._recipe)
+        split = split_subjects(records, self._recipe.split, catalogue_version=store.version)
+        _require_classes(split, self._recipe)
+        if split.left_out:
+            logger.warning("%d scans have no %s and are left out", len(split.left_out), self._recipe.data.target)
+        features = feature_fingerprint(self._recipe.model)
+        self._require_features(store, split, features)
+        return Cohort(
+            store=store.uri,
+            version=store.version,
+            split=split,
+            features=features,
+            spacing_mm=_spacing_range(records, split.train),
+        )
+
+    def build(self) -> DinoAtten3DHead:
+        """The head alone: slices come encoded."""
+        with seeded(self._recipe.seed):
+            head = self._recipe.model.build_head()
+        head.requires_grad_(False)
+        for parameter in head.trainable_parameters(self._recipe.train_scope):
+            parameter.requires_grad_(True)
+        return head
+
+    def blocks(self, module: nn.Module) -> Sequence[nn.Module]:
+        """The attention; the layers behind it go with the root."""
+        assert isinstance(module, DinoAtten3DHead)
+        return [module.attention]
+
+    def reader(self, cohort: Cohort) -> FeatureReader:
+        """Reads slice features with the index of their class."""
+        classes = cohort.split.classes
+        labels = {scan_id: classes.index(label) for scan_id, label in cohort.split.labels.items()}
+        return FeatureReader(cohort.store, cohort.version, str(cohort.features), labels=labels)
+
+    def forward(self, module: nn.Module, batch: Batch) -> Outputs:
+        """Class scores and embeddings."""
+        output = module(batch["features"], batch["mask"])
+        return {"logits": output.logits, "embedding": output.embedding}
+
+    def targets(self, batch: Batch) -> Int[Tensor, " row"]:
+        """Class indices."""
+        return batch["label"]
+
+    def loss(self, outputs: Outputs, targets: Int[Tensor, " row"]) -> Terms:
+        """Cross entropy, contrast and spread over the whole batch."""
+        return dinoatten3d_loss(outputs["logits"], outputs["embedding"], targets, self._recipe.loss)
+
+    def score(self, outputs: Outputs, targets: Int[Tensor, " row"]) -> dict[str, float]:
+        """Area under the ROC curve, from probabilities, and balanced accuracy."""
+        probabilities = torch.softmax(outputs["logits"].double(), dim=1).cpu().numpy()
+        metrics = classification_metrics(targets.cpu().numpy(), probabilities)
+        return {name: float(metrics[name][0]) for name in ("auc", "balanced_accuracy")}
+
+    def export(self, module: nn.Module, cohort: Cohort, folder: Location, training: dict[str, Any]) -> None:
+        """Saves encoder and head together, with what reads their answers."""
+        with seeded(self._recipe.seed):
+            model = self._recipe.model.build()
+        model.head.load_state_dict(module.state_dict())
+        described = {
+            "format": _MODEL_FORMAT,
+            "model_name": self._recipe.model_name,
+            "model": _without_path(self._recipe.model).to_json(),
+            "classes": list(cohort.split.classes),
+            "target": self._recipe.data.target,
+            "modality": self._recipe.data.modality,
+            "encoder_sha256": model.encoder.hash_weights(),
+            "feature_fingerprint": cohort.features,
+            "spacing_mm": [list(bound) for bound in cohort.spacing_mm],
+        }
+        save_weights(folder, model.state_dict(), described, training)
+
+    def _require_features(self, store: ScanStore, split: Split, features: str) -> None:
+        wanted = [*split.train, *split.val]
+        missing = FeatureStore(store, features).missing(wanted)
+        if missing:
+            raise RecipeError(
+                f"{len(missing)} of {len(wanted)} scans have no cached features of this encoder",
+                given=f"encoder {features[:16]}",
+                fix=f"neuroray extract {store.uri} --recipe {self._recipe.name}, or add --extract to this command "
+                "(needed where --model fields were changed)",
+            )
+
+
+def choose_records(store: ScanStore, recipe: Recipe) -> list[ScanRecord]:
+    """The scans of the recipe's modality, and of its classes where it names some.
+
+    Raises:
+        RecipeError: there are none.
+    """
+    data = recipe.data
+    everything = store.records()
+    records = [record for record in everything if record.modality == data.modality]
+    if data.classes:
+        records = [record for record in records if _label(record, data.target) in data.classes]
+    if not records:
+        kinds = sorted({record.modality for record in everything})
+        raise RecipeError(
+            f"{store.uri} has no scans to train on",
+            given=f"{len(everything)} scans of {', '.join(kinds) or 'no kind'}",
+            expected=f"{data.modality} with {data.target} {' or '.join(data.classes) or 'known'}",
+            fix="check --data.modality, --data.target and --data.classes, or ingest more",
+        )
+    return records
+
+
+def feature_fingerprint(model: DinoAtten3DConfig) -> str:
+    """What the cached features of this model's encoder are found by."""
+    return model.encoder.build(model.slices.image_size).fingerprint(model.slices)
+
+
+def _label(record: ScanRecord, target: str) -> str | None:
+    value = getattr(record, target) if hasattr(record, target) else record.extra.get(target)
+    return None if value is None else str(value)
+
+
+def _require_classes(split: Split, recipe: DinoAtten3DRecipe) -> None:
+    target, found = recipe.data.target, split.classes
+    if len(found) < 2:
+        raise RecipeError(f"all scans are of one class of {target}", given=", ".join(found), expected="two or more")
+    if len(found) != recipe.model.num_classes:
+        raise RecipeError(
+            f"the model has {recipe.model.num_classes} classes, {target} has {len(found)}",
+            given=", ".join(found),
+            fix=f"--model.num-classes {len(found)}, or name the classes to keep: --data.classes {' '.join(found[:2])}",
+        )
+
+
+def _spacing_range(
+    records: Sequence[ScanRecord], scan_ids: Sequence[str]
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    chosen = set(scan_ids)
+    columns = list(zip(*(record.zooms_mm for record in records if record.scan_id in chosen), strict=True))
+    x, y, z = ((min(column), max(column)) for column in columns)
+    return (x[0], y[0], z[0]), (x[1], y[1], z[1])
+
+
+def _without_path(model: DinoAtten3DConfig) -> DinoAtten3DConfig:
+    """Of a local weights file only the name is handed on: its place tells of a machine, not of the model."""
+    if model.encoder.weights_file is None:
+        return model
+    encoder = dataclasses.replace(model.encoder, weights_file=Path(model.encoder.weights_file).name)
+    return dataclasses.replace(model, encoder=encoder)

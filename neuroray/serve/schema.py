@@ -1,0 +1,136 @@
+"""What goes over the wire: the answers of `/v1`, with examples that the documentation page shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from neuroray.serve.predictor import ModelCard, Prediction
+
+_MODEL_EXAMPLE: dict[str, Any] = {
+    "name": "dinoatten3d",
+    "kind": "dinoatten3d",
+    "version": "5f1c2e9a4b7d",
+    "classes": ["control", "patient"],
+    "target": "diagnosis",
+    "modality": "T1w",
+    "fingerprints": {
+        "weights_sha256": "5f1c2e9a4b7d...",
+        "encoder_sha256": "91ab77...",
+        "feature_fingerprint": "c04f3d...",
+    },
+}
+
+
+class ModelAnswer(BaseModel):
+    """One model that this service has loaded."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_MODEL_EXAMPLE]})
+
+    name: str = Field(description="its name in the URL")
+    kind: str = Field(description="the architecture")
+    version: str = Field(description="the first twelve digits of the SHA-256 of its weights")
+    classes: list[str]
+    target: str = Field(description="what the classes are values of")
+    modality: str = Field(description="the BIDS suffix of the scans it was trained on")
+    fingerprints: dict[str, str] = Field(description="SHA-256 digests of weights, encoder and configuration")
+
+    @classmethod
+    def of(cls, name: str, card: ModelCard) -> ModelAnswer:
+        """What is told of a loaded model."""
+        return cls(
+            name=name,
+            kind=card.model_name,
+            version=card.version,
+            classes=list(card.classes),
+            target=card.target,
+            modality=card.modality,
+            fingerprints=card.fingerprints,
+        )
+
+
+class ModelsAnswer(BaseModel):
+    """All models that this service has loaded."""
+
+    models: list[ModelAnswer]
+
+
+class SliceAnswer(BaseModel):
+    """How much one slice counted."""
+
+    slice_index: int = Field(description="index along the slice axis of the scan in RAS+ order")
+    position_mm: float = Field(description="world coordinate of the slice's centre along that axis")
+    weight: float = Field(description="attention weight; the weights of a scan sum to 1")
+
+
+class PredictionAnswer(BaseModel):
+    """The answer for one scan."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": _MODEL_EXAMPLE,
+                    "label": "control",
+                    "probabilities": {"control": 0.83, "patient": 0.17},
+                    "attention_axis": "axial",
+                    "attention": [{"slice_index": 61, "position_mm": 12.0, "weight": 0.031}],
+                    "warnings": ["voxels of 2.00 x 2.00 x 2.00 mm are outside what the model was trained on"],
+                }
+            ]
+        }
+    )
+
+    model: ModelAnswer
+    label: str = Field(description="the most probable class")
+    probabilities: dict[str, float] = Field(description="class to probability; they sum to 1")
+    attention_axis: str = Field(description="the plane of the slices: axial, coronal or sagittal")
+    attention: list[SliceAnswer]
+    warnings: list[str] = Field(description="why the answer may deserve less trust, in plain words")
+
+    @classmethod
+    def of(cls, name: str, prediction: Prediction) -> PredictionAnswer:
+        """The answer of the model that is served under `name`."""
+        return cls(
+            model=ModelAnswer.of(name, prediction.model),
+            label=prediction.label,
+            probabilities=prediction.probabilities,
+            attention_axis=prediction.attention_axis,
+            attention=[
+                SliceAnswer(slice_index=row.slice_index, position_mm=row.position_mm, weight=row.weight)
+                for row in prediction.attention
+            ],
+            warnings=list(prediction.warnings),
+        )
+
+
+class HealthAnswer(BaseModel):
+    """The service takes requests."""
+
+    status: str = "ok"
+    models: list[str] = Field(default=[], examples=[["dinoatten3d"]])
+
+
+class ErrorAnswer(BaseModel):
+    """Why there is no answer: what was given, what was expected, the likely fix."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "error": "ScanError",
+                    "fault": "upload.nii.gz is no gzip file",
+                    "given": "it begins with <html",
+                    "expected": "a NIfTI volume",
+                    "fix": "download the file again: this is a web page",
+                }
+            ]
+        }
+    )
+
+    error: str = Field(description="the kind of fault, for programs")
+    fault: str
+    given: str | None = None
+    expected: str | None = None
+    fix: str | None = None

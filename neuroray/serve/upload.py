@@ -1,0 +1,148 @@
+"""From a multipart request to a Scan: counted while it streams, kept in a file with its suffix, gone afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import BinaryIO
+
+from anyio import to_thread
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.types import Message, Receive
+
+from neuroray.serve.config import ServeError
+from neuroray.storage.nifti import read_scan
+from neuroray.storage.scan import Scan
+
+FILE_FIELD = "file"
+SUFFIXES = (".nii.gz", ".nii", ".mgz")
+
+# How much of an upload that is too large is still read and dropped, so that a client that writes first and reads later
+# gets to see the answer, and not a broken connection.
+_MOST_DROPPED_BYTES = 64 * 2**20
+
+
+class UploadError(ServeError):
+    """A request that carries no scan: no form, no file in it, or too many."""
+
+
+class UploadTooLargeError(ServeError):
+    """A request body above the service's limit."""
+
+
+class UnknownSuffixError(ServeError):
+    """A file whose name does not say that it is a scan."""
+
+
+async def read_upload(request: Request, *, max_upload_bytes: int, max_volume_bytes: int) -> Scan:
+    """Takes the scan out of a multipart request.
+
+    The file's name decides only on its suffix. It is neither logged nor passed on, since names carry identities.
+
+    Args:
+        request: A request whose body has not been read.
+        max_upload_bytes: Largest body.
+        max_volume_bytes: Largest volume after decoding.
+
+    Raises:
+        UploadTooLargeError: the body is larger than allowed, by its header or by what has come of it.
+        UploadError: the body is no form with one file in the field `file`.
+        UnknownSuffixError: the file is no .nii, .nii.gz or .mgz.
+        ScanError: the file cannot be taken as a scan.
+    """
+    receive = _Counted(request.receive, max_upload_bytes)
+    await _refuse_announced(request, receive)
+    async with _open_form(Request(request.scope, receive)) as upload:
+        suffix = find_suffix(upload.filename or "")
+        return await to_thread.run_sync(_decode, upload.file, suffix, max_volume_bytes)
+
+
+def find_suffix(filename: str) -> str:
+    """The suffix of a scan's file name, `.nii.gz` whole.
+
+    Raises:
+        UnknownSuffixError: it is none that is read from one file.
+    """
+    for suffix in SUFFIXES:
+        if filename.lower().endswith(suffix):
+            return suffix
+    given = "".join(Path(filename).suffixes[-2:])
+    raise UnknownSuffixError(
+        "the file's name does not say that it is a scan",
+        given=f"a name that ends in {given}" if given else "a name without a suffix",
+        expected=", ".join(SUFFIXES),
+        fix="send one NIfTI or MGZ file; DICOM series and .hdr/.img pairs have to be converted first",
+    )
+
+
+async def _refuse_announced(request: Request, receive: _Counted) -> None:
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > receive.max_bytes:
+        await receive.drop_rest()
+        raise receive.too_large(f"{announced} bytes")
+
+
+@contextlib.asynccontextmanager
+async def _open_form(request: Request) -> AsyncIterator[UploadFile]:
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        raise UploadError(
+            "the request is no multipart form",
+            given=request.headers.get("content-type", "no content type"),
+            expected=f"multipart/form-data with the scan in the field {FILE_FIELD!r}",
+            fix=f"curl -F {FILE_FIELD}=@scan.nii.gz URL",
+        )
+    async with request.form(max_files=1, max_fields=8) as form:
+        upload = form.get(FILE_FIELD)
+        if not isinstance(upload, UploadFile):
+            raise UploadError(
+                "the form holds no file",
+                given=f"the fields {', '.join(sorted(form)) or 'none'}",
+                expected=f"a file in the field {FILE_FIELD!r}",
+                fix=f"curl -F {FILE_FIELD}=@scan.nii.gz URL",
+            )
+        yield upload
+
+
+def _decode(upload: BinaryIO, suffix: str, max_volume_bytes: int) -> Scan:
+    with tempfile.TemporaryDirectory(prefix="neuroray-upload-") as folder:
+        path = Path(folder) / f"upload{suffix}"
+        with path.open("wb") as kept:
+            shutil.copyfileobj(upload, kept, 2**20)
+        return read_scan(path, max_bytes=max_volume_bytes)
+
+
+class _Counted:
+    """An ASGI `receive` that raises as soon as the body has grown past its limit."""
+
+    def __init__(self, receive: Receive, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._receive = receive
+        self._size_bytes = 0
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._size_bytes += len(message.get("body", b""))
+        if self._size_bytes > self.max_bytes:
+            if message.get("more_body", False):
+                await self.drop_rest()
+            raise self.too_large(f"more than {self.max_bytes} bytes")
+        return message
+
+    async def drop_rest(self) -> None:
+        dropped, more = 0, True
+        while more and dropped < _MOST_DROPPED_BYTES:
+            message = await self._receive()
+            dropped += len(message.get("body", b""))
+            more = message["type"] == "http.request" and message.get("more_body", False)
+
+    def too_large(self, given: str) -> UploadTooLargeError:
+        return UploadTooLargeError(
+            "the upload is too large",
+            given=given,
+            expected=f"at most {self.max_bytes} bytes",
+            fix="send one compressed volume, or ask whoever runs this service to raise its limit",
+        )

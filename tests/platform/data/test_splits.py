@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
+
+from neuroray.platform.data.splits import SIDES, Split, SplitConfig, SplitError, split_subjects
+
+# Half of the people have no family; the others share 20, so that chains of families over people arise.
+FAMILIES = [None] * 20 + list(range(20))
+
+
+@dataclass(frozen=True)
+class Record:
+    scan_id: str
+    subject: str
+    diagnosis: str | None = "control"
+    family_id: str | None = None
+    age_years: float | None = None
+    extra: dict[str, str] = field(default_factory=dict)
+
+
+def make_cohort(num_subjects: int = 60, patients: int = 20, sessions: int = 1) -> list[Record]:
+    return [
+        Record(
+            scan_id=f"sub-{index:03d}_ses-{session}",
+            subject=f"{index:03d}",
+            diagnosis="patient" if index < patients else "control",
+        )
+        for index in range(num_subjects)
+        for session in range(sessions)
+    ]
+
+
+def sides_by_scan(split: Split) -> dict[str, str]:
+    return {scan_id: side for side in SIDES for scan_id in split.side(side)}
+
+
+@given(
+    links=st.lists(st.tuples(st.integers(0, 40), st.sampled_from(FAMILIES), st.booleans()), min_size=40, max_size=80),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=25, deadline=None)
+def test_no_person_and_no_family_is_on_two_sides(links: list[tuple[int, int | None, bool]], seed: int) -> None:
+    records = [
+        Record(f"scan-{index}", f"s{subject}", family_id=None if family is None else f"f{family}", diagnosis=label)
+        for index, (subject, family, known) in enumerate(links)
+        for label in ["control" if known else None]
+    ]
+    config = SplitConfig(num_parts=3, num_folds=3, seed=seed)
+    try:
+        split = split_subjects(records, config)
+    except SplitError:
+        reject()  # so many links that fewer than three groups are left
+    side = sides_by_scan(split)
+    assert set(side) | set(split.left_out) == {record.scan_id for record in records}
+    for first, second in combinations([record for record in records if record.scan_id in side], 2):
+        same_family = first.family_id is not None and first.family_id == second.family_id
+        if same_family or first.subject == second.subject:
+            assert side[first.scan_id] == side[second.scan_id]
+
+
+def test_a_family_known_only_from_an_unlabelled_scan_still_holds_together() -> None:
+    cohort = make_cohort(40, 20)
+    bridge = [
+        Record("bridge-a", "000", diagnosis=None, family_id="F"),
+        Record("bridge-b", "039", diagnosis=None, family_id="F"),
+    ]
+    for seed in range(10):
+        side = sides_by_scan(split_subjects(cohort + bridge, SplitConfig(seed=seed)))
+        assert side["sub-000_ses-0"] == side["sub-039_ses-0"]
+
+
+def test_a_subject_is_not_confused_with_a_family_of_the_same_name() -> None:
+    cohort = [replace(record, family_id="000") if record.subject == "001" else record for record in make_cohort()]
+    apart = [sides_by_scan(split_subjects(cohort, SplitConfig(seed=seed))) for seed in range(20)]
+    assert any(side["sub-000_ses-0"] != side["sub-001_ses-0"] for side in apart)
+
+
+@given(order=st.randoms(use_true_random=False))
+@settings(max_examples=10, deadline=None)
+def test_the_order_of_the_records_does_not_matter(order: random.Random) -> None:
+    cohort = make_cohort(sessions=2)
+    shuffled = order.sample(cohort, len(cohort))
+    assert split_subjects(shuffled, SplitConfig()) == split_subjects(cohort, SplitConfig())
+
+
+def test_seeds_deal_differently() -> None:
+    assert len({split_subjects(make_cohort(), SplitConfig(seed=seed)).test for seed in range(5)}) == 5
+
+
+@pytest.mark.parametrize("test_parts", [1, 2])
+def test_the_tests_of_five_folds_share_nobody(test_parts: int) -> None:
+    splits = [split_subjects(make_cohort(), SplitConfig(fold=fold, test_parts=test_parts)) for fold in range(5)]
+    tested = [scan_id for split in splits for scan_id in split.test]
+    assert len(tested) == len(set(tested)) == 60 * 5 * test_parts // 10
+    for split in splits:
+        assert Counter(map(len, [split.train, split.val, split.test])) == Counter(
+            [60 - 6 - 6 * test_parts, 6, 6 * test_parts]
+        )
+
+
+def test_every_side_holds_the_classes_in_the_cohorts_shares() -> None:
+    split = split_subjects(make_cohort(60, 20), SplitConfig(fold=3))
+    assert split.counts() == {
+        "train": {"control": 32, "patient": 16},
+        "val": {"control": 4, "patient": 2},
+        "test": {"control": 4, "patient": 2},
+    }
+    assert split.classes == ("control", "patient")
+
+
+def test_the_smallest_cohort_that_fits_has_every_class_on_every_side() -> None:
+    for seed in range(20):
+        for fold in range(5):
+            counts = split_subjects(make_cohort(20, 10), SplitConfig(fold=fold, seed=seed)).counts()
+            assert all(count >= 1 for side in counts.values() for count in side.values())
+
+
+def test_scans_without_a_label_are_left_out_and_listed() -> None:
+    cohort = make_cohort()
+    unlabelled = [replace(cohort[7], diagnosis=None), replace(cohort[40], diagnosis="")]
+    split = split_subjects([cohort[i] for i in range(60) if i not in (7, 40)] + unlabelled, SplitConfig())
+    assert split.left_out == ("sub-007_ses-0", "sub-040_ses-0")
+    assert not set(split.left_out) & set(sides_by_scan(split))
+    assert not set(split.left_out) & set(split.labels)
+
+
+def test_labels_may_come_from_a_further_column() -> None:
+    cohort = [replace(record, extra={"scanner": "A" if i % 3 else "B"}) for i, record in enumerate(make_cohort())]
+    split = split_subjects(cohort, SplitConfig(stratify_by="scanner"))
+    assert split.counts()["test"] == {"A": 4, "B": 2}
+
+
+def test_a_split_can_go_by_groups_alone() -> None:
+    split = split_subjects([replace(record, diagnosis=None) for record in make_cohort()], SplitConfig(stratify_by=None))
+    assert sorted(map(len, (split.train, split.val, split.test))) == [6, 6, 48]
+
+
+def test_a_class_with_too_few_people_is_refused_with_its_name_and_number() -> None:
+    with pytest.raises(SplitError, match=r"class patient of diagnosis has too few.*given 7 in 10 parts"):
+        split_subjects(make_cohort(60, 7), SplitConfig())
+
+
+def test_many_scans_of_few_people_do_not_make_a_class_large_enough() -> None:
+    with pytest.raises(SplitError, match="given 7 in 10 parts"):
+        split_subjects(make_cohort(60, 7, sessions=5), SplitConfig())
+
+
+def test_a_measure_is_no_class() -> None:
+    cohort = [replace(record, age_years=20.5 + i) for i, record in enumerate(make_cohort())]
+    with pytest.raises(SplitError, match="age_years is a measure"):
+        split_subjects(cohort, SplitConfig(stratify_by="age_years"))
+
+
+def test_a_label_that_nobody_has_is_refused() -> None:
+    with pytest.raises(SplitError, match="no scan has the label handedness"):
+        split_subjects(make_cohort(), SplitConfig(stratify_by="handedness"))
+
+
+def test_a_scan_listed_twice_is_refused() -> None:
+    with pytest.raises(SplitError, match="listed twice"):
+        split_subjects(make_cohort() + make_cohort()[:1], SplitConfig())
+
+
+@pytest.mark.parametrize(
+    ("given_fields", "told"),
+    [
+        ({"fold": 5}, "no such fold"),
+        ({"test_parts": 5, "val_parts": 5, "num_folds": 1}, "no part is left"),
+        ({"test_parts": 3}, "overlap"),
+        ({"val_parts": 0}, "needs parts"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(given_fields: dict[str, int], told: str) -> None:
+    with pytest.raises(SplitError, match=told):
+        SplitConfig(**given_fields)
+
+
+def test_a_split_survives_its_file(tmp_path: Path) -> None:
+    cohort = [*make_cohort(sessions=2), Record("lost", "lost", diagnosis=None)]
+    split = split_subjects(cohort, SplitConfig(fold=2, shuffle_labels_seed=4), catalogue_version=17)
+    split.write_json(tmp_path / "splits.json")
+    assert Split.read_json(tmp_path / "splits.json") == split
+    written = json.loads((tmp_path / "splits.json").read_text())
+    assert written["catalogue_version"] == 17
+    assert written["counts"] == split.counts()
+    assert written["left_out"] == ["lost"]
+
+
+def test_a_file_with_a_scan_on_two_sides_is_refused() -> None:
+    data = split_subjects(make_cohort(), SplitConfig()).to_json()
+    with pytest.raises(SplitError, match="on two sides"):
+        Split.from_json({**data, "val": [*data["val"], data["train"][0]]})
+
+
+def test_shuffled_labels_keep_their_numbers_and_say_nothing_of_the_true_ones() -> None:
+    cohort = make_cohort(200, 100, sessions=2)
+    truth = {record.scan_id: record.diagnosis for record in cohort}
+    splits = [split_subjects(cohort, SplitConfig(shuffle_labels_seed=seed)) for seed in range(5)]
+    agreement = [sum(split.labels[scan_id] == truth[scan_id] for scan_id in truth) / 400 for split in splits]
+    for split in splits:
+        assert Counter(split.labels.values()) == {"patient": 200, "control": 200}
+        by_person = {(record.subject, split.labels[record.scan_id]) for record in cohort}
+        assert len(by_person) == 200  # both scans of a person carry one label
+        assert (
+            min(split.counts()["test"].values()) >= 18
+        )  # dealt by the shuffled labels: 20 each, give or take one pair
+    # 1000 people agree by chance in half; 6 standard errors of 1/(2 sqrt(1000)) make 0.095.
+    assert abs(sum(agreement) / 5 - 0.5) < 0.095
+    assert len({tuple(split.labels.items()) for split in splits}) == 5
+
+
+def test_shuffling_labels_does_not_depend_on_the_order_of_records() -> None:
+    cohort = make_cohort()
+    config = SplitConfig(shuffle_labels_seed=1)
+    assert split_subjects(cohort[::-1], config) == split_subjects(cohort, config)

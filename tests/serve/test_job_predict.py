@@ -1,0 +1,60 @@
+"""`neuroray predict`: answers to files, and a refusal for each that is none."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neuroray.jobs.cli import main
+from neuroray.serve.predictor import PredictorError, load_predictor
+from neuroray.storage.nifti import read_scan
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as left:
+        main(["predict", *map(str, arguments)])
+    printed = capsys.readouterr()
+    return int(left.value.code or 0), printed.out, printed.err
+
+
+def test_a_good_file_is_answered(
+    capsys: pytest.CaptureFixture[str], model_folder: Path, real_t1: Path, tmp_path: Path
+) -> None:
+    code, out, _ = call(capsys, model_folder, real_t1, "--out", tmp_path, "--json")
+    expected = load_predictor(str(model_folder)).predict(read_scan(real_t1))
+    assert code == 0
+    answer = json.loads(out)
+    assert answer["predictions"][0]["probabilities"] == expected.probabilities
+    assert answer["predictions"][0]["refusal"] is None
+    assert answer["model"]["version"] == expected.model.version
+    assert json.loads((tmp_path / "predictions.json").read_text())["predictions"] == answer["predictions"]
+    assert json.loads((tmp_path / "run.json").read_text())["model"]["version"] == expected.model.version
+
+
+def test_a_bad_file_is_listed_and_the_rest_goes_on(
+    capsys: pytest.CaptureFixture[str], model_folder: Path, real_t1: Path, hard_folder: Path, tmp_path: Path
+) -> None:
+    (bold,) = real_t1.parents[1].glob("func/*_bold.nii.gz")
+    bad = [hard_folder / "html_error_page.nii.gz", tmp_path / "missing.nii.gz", bold]
+    code, out, _ = call(capsys, model_folder, *bad, real_t1, "--out", tmp_path / "out")
+    assert code == 1
+    with (tmp_path / "out/predictions.csv").open(newline="") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    assert [bool(row["refusal"]) for row in rows] == [True, True, True, False]
+    assert [bool(row["label"]) for row in rows] == [False, False, False, True]
+    assert "not for time series" in rows[2]["refusal"]
+    assert float(rows[3]["probability_control"]) + float(rows[3]["probability_patient"]) == pytest.approx(1.0)
+    assert out.count("refused: ") == 3
+    assert json.loads((tmp_path / "out/run.json").read_text())["num_refused"] == 3
+
+
+def test_without_a_model_nothing_is_read(capsys: pytest.CaptureFixture[str], real_t1: Path, tmp_path: Path) -> None:
+    code, _, err = call(capsys, tmp_path, real_t1, "--out", tmp_path / "out")
+    assert code == 1
+    assert "there is no model" in err
+    assert len(err.strip().splitlines()) == 1
+    assert PredictorError.__name__ in json.loads((tmp_path / "out/run.json").read_text())["error"]
