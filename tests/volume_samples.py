@@ -137,6 +137,7 @@ SAMPLES: dict[str, Callable[[Path], Path]] = {
     "scaled_int16.nii.gz": lambda path: write_nifti(path, stored_numbers("int16"), slope=0.37, intercept=-1024.5),
     "scaled_uint8.nii": lambda path: write_nifti(path, stored_numbers("uint8"), slope=17.5),
     "scaled_far_from_zero.nii": lambda path: write_nifti(path, stored_numbers("int16"), slope=1e-3, intercept=1e6),
+    "scaled_off_zero.nii": lambda path: write_nifti(path, stored_numbers("int16"), slope=0.01, intercept=1e5),
     "scaled_int32.nii": lambda path: write_nifti(path, stored_numbers("int32"), slope=-0.25, intercept=3.0),
     "slope_zero.nii": lambda path: write_nifti(path, stored_numbers("uint16"), slope=0.0, intercept=7.0),
     "big_endian.nii": lambda path: write_nifti(

@@ -10,6 +10,9 @@ import secrets
 from collections.abc import Iterator
 
 _OBJECT_STORE_BYTES = 512 * 2**20
+# Lines of Ray's own actors that say nothing to a person: a cleaner that asks the dashboard, of which there is none,
+# every second; advice on restarts of an actor that is never restarted; the ends of streams that we read to their end.
+_CHATTER = "Failed to query Ray Train Controller actor state|PreemptionWatcher|Dataset dataset_.* execution finished"
 
 
 @contextlib.contextmanager
@@ -30,13 +33,14 @@ def ensure_ray(*, num_cpus: int = 0) -> Iterator[None]:
             machine), for the reading tasks beside it. They are bookkeeping: more than the machine has means taking
             turns.
     """
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
     with contextlib.ExitStack() as stack:
         stack.enter_context(_environment_as_it_was())
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", _CHATTER)  # Ray reads it when it is imported
+        import ray
+
+        if ray.is_initialized():
+            yield
+            return
         if os.environ.get("RAY_ADDRESS"):
             ray.init(log_to_driver=True, logging_level=logging.WARNING)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import os
 import signal
 import socket
@@ -129,23 +130,23 @@ def start_server(config: ServeConfig, *, host: str = "127.0.0.1", port: int = 0)
     with ensure_ray(num_cpus=_count_cpus(config)):
         from ray import serve
         from ray.serve.config import HTTPOptions, ProxyLocation
+        from ray.serve.schema import LoggingConfig
 
         from neuroray.serve.app import build_app
 
         _check_serve_is_free()
         application = build_app(config)
-        beyond = not _is_loopback(host)
-        try:
+        with _quiet_driver(), contextlib.ExitStack() as stack:
+            stack.callback(serve.shutdown)
             serve.start(
-                proxy_location=ProxyLocation.EveryNode if beyond else ProxyLocation.HeadOnly,
+                proxy_location=ProxyLocation.HeadOnly if _is_loopback(host) else ProxyLocation.EveryNode,
                 http_options=HTTPOptions(host=host, port=port, request_timeout_s=config.timeout_s + _UPLOAD_TIMEOUT_S),
+                logging_config=LoggingConfig(log_level="WARNING"),
             )
             serve.run(application, name=APP_NAME, route_prefix="/")
             server = Server(url=_url(host, port), model_names=tuple(config.models))
             _wait_until_healthy(server)
             yield server
-        finally:
-            serve.shutdown()
 
 
 def name_models(models: Sequence[str]) -> dict[str, str]:
@@ -192,10 +193,12 @@ def _is_loopback(host: str) -> bool:
 
 
 def _check_host(host: str, *, has_token: bool) -> None:
-    if not has_token and not _is_loopback(host):
+    # With its HAProxy, Serve listens on all interfaces, whatever it is told.
+    everywhere = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
+    if not has_token and (everywhere or not _is_loopback(host)):
         raise ServeError(
             "whoever reaches this address could use the models",
-            given=f"--host {host} and no token",
+            given=f"{'RAY_SERVE_ENABLE_HA_PROXY=1' if everywhere else f'--host {host}'} and no token",
             expected="loopback, or a token",
             fix=f'export {TOKEN_VARIABLE}=$(python -c "import secrets; print(secrets.token_urlsafe(32))")',
         )
@@ -241,6 +244,18 @@ def _wait_until_healthy(server: Server) -> None:
                 return
         time.sleep(0.2)
     raise ServeError(f"{server.url} does not answer", expected=f"within {_START_TIMEOUT_S:g} s", fix="see Ray's log")
+
+
+@contextlib.contextmanager
+def _quiet_driver() -> Iterator[None]:
+    """Serve tells every step of a deployment in this process too; the caller says what a person needs to know."""
+    speaker = logging.getLogger("ray.serve")
+    level = speaker.level
+    speaker.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        speaker.setLevel(level)
 
 
 @contextlib.contextmanager

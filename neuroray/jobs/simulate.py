@@ -1,4 +1,4 @@
-"""Write a simulated cohort with known ground truth as a BIDS folder: T1-weighted and BOLD scans grown from the MNI152 template."""
+"""Write a simulated cohort with known ground truth as a BIDS folder, grown from the MNI152 template."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Args:
     """The command line of `neuroray simulate`."""
 
     out: Positional[str]
-    """Folder to write: new, empty, or holding the same cohort (what is there is kept) or a smaller one (people are added)."""
+    """Folder to write: new, empty, or holding this cohort (what is there is kept) or a smaller one."""
     num_subjects: Annotated[int, arg(aliases=["-n"])] = 40
     """People; half of them with the disease."""
     seed: int = 0
@@ -78,7 +78,5 @@ def run(args: Args) -> dict[str, Any]:
 
 
 def _make_config(args: Args) -> CohortConfig:
-    shared = {field.name for field in dataclasses.fields(CohortConfig)} & {
-        field.name for field in dataclasses.fields(Args)
-    }
-    return CohortConfig(**{name: getattr(args, name) for name in shared}, head=not args.skull_stripped)
+    wanted = [field.name for field in dataclasses.fields(CohortConfig) if field.name != "head"]
+    return CohortConfig(**{name: getattr(args, name) for name in wanted}, head=not args.skull_stripped)

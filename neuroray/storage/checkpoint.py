@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from neuroray.storage.faults import MissingObjectError, StoreError
+from neuroray.storage.faults import DamagedObjectError, MissingObjectError, StoreError
 from neuroray.storage.locations import Location
 
 CONFIG: Final = "config.json"
@@ -62,14 +62,15 @@ def load_weights(
     """Gives state_dict (on the CPU), config and provenance as they were saved.
 
     Raises:
-        StoreError: there is no checkpoint, it is damaged, or its parts do not belong together.
+        MissingObjectError: there is no checkpoint.
+        StoreError: it is damaged, or its parts do not belong together.
     """
     location = folder if isinstance(folder, Location) else Location(folder)
     document = _read_document(location)
     described, provenance = document.pop("weights"), document.pop("training")
     weights = location.read_bytes(WEIGHTS)
     if _sha256(weights) != described["sha256"]:
-        raise StoreError(
+        raise DamagedObjectError(
             f"{WEIGHTS} in {location.uri} is not the file that {CONFIG} was written for",
             given=f"{len(weights)} bytes, SHA-256 {_sha256(weights)[:16]}...",
             expected=f"{described['size_bytes']} bytes, {described['sha256'][:16]}...",

@@ -19,6 +19,10 @@ class ObjectExistsError(StoreError, FileExistsError):
     """An object that was to be created and is already there."""
 
 
+class DamagedObjectError(StoreError):
+    """An object whose bytes are not those that were written."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
     """One thing that is not as it was written.

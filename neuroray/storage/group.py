@@ -23,7 +23,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore, StorePath, WrapperStore
 
-from neuroray.storage.faults import StoreError
+from neuroray.storage.faults import DamagedObjectError
 from neuroray.storage.locations import Location
 
 _METADATA: Final = "zarr.json"
@@ -115,14 +115,15 @@ class StoredGroup:
         manifest_sha256: What the catalogue says of its manifest.
 
     Raises:
-        StoreError: there is no manifest, or it is not the one that was written.
+        MissingObjectError: there is no manifest.
+        DamagedObjectError: it is not the one that was written.
     """
 
     def __init__(self, location: Location, path: str, manifest_sha256: str) -> None:
         self._place = location.child(path)
         data = location.read_bytes(manifest_key(path))
         if _sha256(data) != manifest_sha256:
-            raise StoreError(
+            raise DamagedObjectError(
                 f"{manifest_key(path)} is damaged in {location.uri}",
                 given=f"SHA-256 {_sha256(data)[:16]}...",
                 expected=f"{manifest_sha256[:16]}...",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 
-from neuroray.storage.faults import Fault, MissingObjectError, StoreError
+from neuroray.storage.faults import DamagedObjectError, Fault, MissingObjectError
 from neuroray.storage.group import StoredGroup, array_sha256, manifest_key
 from neuroray.storage.locations import Location
 
@@ -22,8 +21,8 @@ def verify_group(location: Location, path: str, manifest_sha256: str, *, scan_id
         group = StoredGroup(location, path, manifest_sha256)
     except MissingObjectError:
         return [Fault(scan_id=scan_id, object=manifest_key(path), problem="missing")]
-    except (StoreError, json.JSONDecodeError) as error:
-        return [Fault(scan_id=scan_id, object=manifest_key(path), problem=f"damaged ({error})")]
+    except DamagedObjectError:
+        return [Fault(scan_id=scan_id, object=manifest_key(path), problem="its bytes have changed (SHA-256)")]
     problems = find_damage(location, path, group.objects)
     if not problems:
         problems = _compare_arrays(group, path)

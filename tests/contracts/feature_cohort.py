@@ -32,7 +32,10 @@ def write_feature_cohort(store_uri: str | Path, *, num_people: int = 40, with_fe
     if with_features:
         features = FeatureStore(store, feature_fingerprint(MODEL))
         features.commit(
-            [features.write(one, _draw_features(generator, one.diagnosis == "disease"), commit=False) for one in records]
+            [
+                features.write(one, _draw_features(generator, one.diagnosis == "disease"), commit=False)
+                for one in records
+            ]
         )
     return store
 
@@ -42,7 +45,9 @@ def _write_person(store: ScanStore, number: int, num_people: int, generator: np.
     zooms_mm = (2.0, 2.0, 2.0 + (number % 3) / 2)
     voxels = generator.normal(100, 10, (8, 9, 7)).astype(np.float32)
     scan = Scan(voxels=voxels, affine=np.diag([*zooms_mm, 1.0]))
-    person = Participant(subject=f"{number:03d}", sex="FM"[number // 2 % 2], age_years=60.0 + number, diagnosis=diagnosis)
+    person = Participant(
+        subject=f"{number:03d}", sex="FM"[number // 2 % 2], age_years=60.0 + number, diagnosis=diagnosis
+    )
     return store.write(
         scan,
         scan_id=f"sub-{number:03d}_T1w",

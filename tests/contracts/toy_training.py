@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +22,7 @@ from neuroray.platform.data.splits import Split, SplitConfig
 from neuroray.platform.evaluate.metrics import classification_metrics
 from neuroray.platform.train.loop import Run
 from neuroray.platform.train.parallel import seeded
-from neuroray.platform.train.recipe import LoopConfig, OptimConfig, Recipe
+from neuroray.platform.train.recipe import LoopConfig, OptimConfig, Recipe, ScalingConfig
 from neuroray.platform.train.task import Batch, Cohort, Outputs, Terms
 from neuroray.storage.locations import Location
 
@@ -28,12 +31,16 @@ NUM_CHANNELS = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToyRecipe(Recipe):
-    """A small net; with `dropout` a step draws; in its step `break_at` an attempt dies."""
+    """A small net; with `dropout` a step draws; in its step `break_at` an attempt ends in an error.
+
+    With `kill_once`, a file that is not there yet, the second rank kills its process in that step instead, once.
+    """
 
     model_name: Literal["toy"] = "toy"
     hidden: int = 5
     dropout: float = 0.0
     break_at: int | None = without_effect(None)
+    kill_once: str | None = without_effect(None)
 
     def task(self) -> ToyTask:
         return ToyTask(self)
@@ -78,9 +85,16 @@ class ToyTask:
         if module.training:
             self.num_steps += 1
             if self.num_steps == self.recipe.break_at:
-                raise InterruptedError
+                self._break()
         logits, number = module(batch["features"])
         return {"logits": logits, "number": number}
+
+    def _break(self) -> None:
+        if self.recipe.kill_once is None:
+            raise InterruptedError
+        if torch.distributed.get_rank() == 1 and not Path(self.recipe.kill_once).exists():
+            Path(self.recipe.kill_once).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def targets(self, batch: Batch) -> Tensor:
         return batch["label"]
@@ -132,13 +146,24 @@ def toy_cohort(num_train: int = 23, num_val: int = 9) -> Cohort:
     return Cohort(store="nowhere", version=3, split=split, spacing_mm=((1.0, 1.0, 1.0), (2.0, 2.0, 2.0)))
 
 
-def toy_run(folder: str, *, num_train: int = 23, dropout: float = 0.0, break_at: int | None = None, **loop: Any) -> Run:
+def toy_run(
+    folder: str,
+    *,
+    num_train: int = 23,
+    dropout: float = 0.0,
+    break_at: int | None = None,
+    kill_once: str | None = None,
+    scaling: ScalingConfig | None = None,
+    **loop: Any,
+) -> Run:
     """A run of 4 steps an epoch, the last of them short; `loop` overrides the settings of its loop."""
     settings: dict[str, Any] = {"batch_size": 7, "num_epochs": 4, "checkpoint_every_steps": 3, **loop}
     recipe = ToyRecipe(
         seed=5,
         dropout=dropout,
         break_at=break_at,
+        kill_once=kill_once,
+        scaling=scaling or ScalingConfig(),
         optim=OptimConfig(lr=0.05, clip_norm=1.0),
         loop=LoopConfig(**settings),
     )

@@ -56,6 +56,15 @@ def test_beyond_this_machine_a_token_is_needed(model_folder: Path, host: str) ->
         pass
 
 
+def test_a_proxy_that_listens_everywhere_needs_a_token(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    with (
+        pytest.raises(ServeError, match="RAY_SERVE_ENABLE_HA_PROXY=1 and no token"),
+        start_server(ServeConfig(models={"tiny": str(model_folder)})),
+    ):
+        pass
+
+
 def test_a_port_that_is_taken_is_told(model_folder: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

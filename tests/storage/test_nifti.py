@@ -50,6 +50,21 @@ def test_reading_and_writing_gives_every_byte_back(name: str, tmp_path: Path) ->
     assert {file.name for file in again.parent.iterdir()} == {again.name, partner(again).name}
 
 
+_FLAGGED = {
+    "one_frame.nii.gz": "single frame",
+    "analyze.hdr": "no orientation",
+    "analyze_big.hdr": "no orientation",
+    "no_orientation.mgz": "no orientation",
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_only_what_is_unusual_is_flagged(name: str, tmp_path: Path) -> None:
+    flags = read_scan(SAMPLES[name](tmp_path / name)).flags
+    assert len(flags) == (name in _FLAGGED)
+    assert all(_FLAGGED[name] in flag for flag in flags)
+
+
 @pytest.mark.parametrize("path", [PUMI_T1, PUMI_BOLD], ids=["T1w", "bold"])
 def test_real_scans_come_back_byte_for_byte(path: Path, tmp_path: Path) -> None:
     write_scan(read_scan(path), tmp_path / path.name)

@@ -40,9 +40,9 @@ def test_a_number_from_a_float32_header_loses_its_noise() -> None:
 
 
 def test_runs_of_equal_frames_are_found() -> None:
-    frames = np.array([1, 2, 2, 2, 3, 4, 4, 5])
+    frames = np.array([1, 1, 2, 3, 3, 3, 4, 5, 5])
     voxels = frames[:, None, None, None] + np.arange(27).reshape(3, 3, 3)
-    assert find_frozen_frames(voxels) == [(1, 3), (5, 6)]
+    assert find_frozen_frames(voxels) == [(0, 1), (3, 5), (7, 8)]
 
 
 def test_one_changed_voxel_is_no_frozen_frame() -> None:

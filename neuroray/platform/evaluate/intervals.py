@@ -94,7 +94,7 @@ def bound_extreme(found: Estimate, num_independent: int) -> Estimate:
     """An exact interval for a proportion that is 0 or 1 in the sample and so in every resample; else what was found.
 
     All of `num_independent` trials came out alike; Clopper and Pearson's interval for that ends at `0.025 ** (1 / n)`.
-    For an AUC the trials are disjoint pairs of a positive and a negative person, as many as the smaller class has people.
+    For an AUC the trials are disjoint pairs of a positive and a negative person, one for each of the smaller class.
     """
     if found.has_width or found.value not in (0.0, 1.0) or num_independent < 1:
         return found

@@ -74,11 +74,9 @@ def _train_in_worker(config: dict[str, Any]) -> FitResult | NeurorayError:
 
 
 def set_up_worker_log() -> None:
-    """Lets this package speak on a worker; Ray brings it to the driver's terminal."""
-    package = logging.getLogger("neuroray")
-    if not package.handlers:
-        package.addHandler(logging.StreamHandler())
-        package.setLevel(logging.INFO)
+    """Lets this package speak on a worker, and Ray Data be silent; Ray brings it to the driver's terminal."""
+    logging.getLogger("neuroray").setLevel(logging.INFO)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
 def _resources(scaling: ScalingConfig) -> dict[str, float]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy import ndimage
 
 from neuroray.storage.simulate import atrophy, deformation
 from neuroray.storage.simulate.people import BrainState, CohortConfig, Person, age_brain
@@ -64,8 +63,8 @@ class Tissues:
     """The template's fractions, and the parts of them that change hands, on one grid.
 
     Attributes:
-        maps: By name: grey, white, csf, bone, scalp, detail; `sulcal` and `medial_temporal` (grey matter that can give way to
-            fluid), `periventricular` (white matter that can darken).
+        maps: By name: grey, white, csf, bone, scalp, detail; `sulcal` and `medial_temporal` (grey matter that can give
+            way to fluid), `periventricular` (white matter that can darken).
         affine: Voxel indices to template mm.
     """
 
@@ -90,15 +89,11 @@ def load_tissues(spacing_mm: float) -> Tissues:
     """All maps on the template's grid of this spacing, kept in memory."""
     template, regions = load_template(spacing_mm), load_regions()
     region_affine = load_template(REGION_SPACING_MM).affine
-    matrix = np.linalg.inv(region_affine) @ template.affine
-
-    def regrid(values: Volume) -> Volume:
-        return ndimage.affine_transform(
-            values, np.diag(matrix)[:3], matrix[:3, 3], template.grey.shape, order=1, mode="nearest", output=np.float32
-        )
-
+    points = deformation.affine_points(template.affine, template.grey.shape)
+    index = deformation.to_index(points, region_affine)
     maps = {name: getattr(template, name) for name in ("grey", "white", "csf", "bone", "scalp", "detail")}
-    maps |= {name: regrid(getattr(regions, name)) for name in ("sulcal", "medial_temporal", "periventricular")}
+    for name in ("sulcal", "medial_temporal", "periventricular"):
+        maps[name] = deformation.sample(getattr(regions, name), index)
     return Tissues(maps=maps, affine=template.affine)
 
 

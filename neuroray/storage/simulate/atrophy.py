@@ -1,8 +1,9 @@
 """Smooth velocity fields that widen ventricles, thin the cortex and shrink the medial temporal lobe.
 
-A field is the gradient of a potential whose Laplacian is the wanted rate of volume change: tissue that is lost has a negative rate,
-fluid that takes its place a positive one, and both sum to zero, so that the skull stays where it is. This is how atrophy is
-simulated in the literature (Karacali and Davatzikos 2006); the fields here are curl-free and need one Poisson solve each.
+A field is the gradient of a potential whose Laplacian is the wanted rate of volume change: tissue that is lost has a
+negative rate, fluid that takes its place a positive one, and both sum to zero, so that the skull stays where it is.
+Planting a volume change and solving for the displacement follows Karacali and Davatzikos 2006; the fields here are
+curl-free, so that each needs a single Poisson solve.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Field = Float32[np.ndarray, "3 x y z"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AtrophyFields:
-    """Velocities in mm per unit of strength on the template's `REGION_SPACING_MM` grid, each pointing the way tissue moves.
+    """Velocities in mm per unit of strength on the grid of the regions, each pointing the way tissue moves.
 
     Attributes:
         ventricles: Unit strength grows the ventricles' fluid by a rate of 1 (a factor e where the rate is uniform).
@@ -69,7 +70,7 @@ def combine(*, ventricles: float, cortex: float, medial_temporal: float) -> Fiel
 
 
 def _share_out(change: Volume, takers: Volume, reach_mm: float) -> Volume:
-    """Each voxel's volume change, given to the takers around it in proportion to what is there of them; the sum stays."""
+    """Each voxel's change, given to the takers around it in proportion to what is there of them; the sum stays."""
     there = _blur(takers, reach_mm)
     shared = takers * _blur(change / (there + np.float32(_SCARCE)), reach_mm)
     return shared * np.float32(change.sum() / shared.sum())
@@ -78,12 +79,12 @@ def _share_out(change: Volume, takers: Volume, reach_mm: float) -> Volume:
 def _solve(*, gains: Volume, losses: Volume) -> Field:
     """The gradient field whose divergence is `gains - losses`, which must balance."""
     potential = _solve_poisson(_blur(gains - losses, _SMOOTHING_MM))
-    return np.stack(np.gradient(potential, REGION_SPACING_MM)).astype(np.float32)
+    return np.stack([*np.gradient(potential, REGION_SPACING_MM)]).astype(np.float32)
 
 
 def _solve_poisson(divergence: Volume) -> Volume:
     """Solves laplacian(potential) = divergence with no flow through the box's faces, by cosine transforms."""
-    spectrum = fft.dctn(divergence.astype(np.float64), type=2, norm="ortho")
+    spectrum = np.asarray(fft.dctn(divergence.astype(np.float64), type=2, norm="ortho"))
     eigenvalues = np.zeros(divergence.shape)
     for axis, count in enumerate(divergence.shape):
         along = (2 * np.cos(np.pi * np.arange(count) / count) - 2) / REGION_SPACING_MM**2

@@ -39,8 +39,8 @@ _README = """\
 Simulated cohort
 ================
 
-Nobody in this folder exists. Each head is the ICBM 2009a template (MNI152) as shipped by nilearn, deformed and scanned by
-`neuroray simulate`. What was planted (age, disease, site, deformation, coupling of networks) lies in `{truth}/`.
+Nobody in this folder exists. Each head is the ICBM 2009a template (MNI152) as shipped by nilearn, deformed and scanned
+by `neuroray simulate`. What was planted (age, disease, site, deformation, coupling of networks) lies in `{truth}/`.
 
 - age widens the ventricles, thins the cortex, lowers contrast and darkens white matter around the ventricles
 - the disease shrinks hippocampus, amygdala and the cortex beside them, and adds some years of ordinary ageing
@@ -48,9 +48,9 @@ Nobody in this folder exists. Each head is the ICBM 2009a template (MNI152) as s
 - three sites differ in gain, contrast, noise, shading, voxel grid, tilt and storage
 - in BOLD, the coupling of seven networks depends on sex and cognition
 
-The template is by V. Fonov, A. C. Evans, K. Botteron, C. R. Almli, R. C. McKinstry, D. L. Collins and the Brain Development
-Cooperative Group (NeuroImage 54, 2011); copyright 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological
-Institute, McGill University. ROIs of the networks: Seitzman et al. (NeuroImage 206, 2020).
+The template is by V. Fonov, A. C. Evans, K. Botteron, C. R. Almli, R. C. McKinstry, D. L. Collins and the Brain
+Development Cooperative Group (NeuroImage 54, 2011); copyright 1993-2009 Louis Collins, McConnell Brain Imaging Centre,
+Montreal Neurological Institute, McGill University. ROIs of the networks: Seitzman et al. (NeuroImage 206, 2020).
 """
 
 
@@ -106,7 +106,7 @@ def write_dataset_files(root: Path, config: CohortConfig) -> None:
         "BIDSVersion": _BIDS_VERSION,
         "DatasetType": "raw",
         "Authors": ["neuroray simulate"],
-        "Acknowledgements": "ICBM 2009a nonlinear symmetric template, McConnell Brain Imaging Centre, McGill University",
+        "Acknowledgements": "ICBM 2009a nonlinear symmetric template, McConnell Brain Imaging Centre",
         "ReferencesAndLinks": [
             "https://doi.org/10.1016/j.neuroimage.2010.07.033",
             "https://doi.org/10.1016/j.neuroimage.2019.116290",

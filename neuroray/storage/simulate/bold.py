@@ -105,8 +105,7 @@ def _render(
 def _render_still(config: CohortConfig, head: Head, points: deformation.Points) -> tuple[Volume, Volume]:
     """The image without anything that changes, and the fraction of fluid."""
     tissues, weights = load_tissues_for(config.bold_spacing_mm), tissue_weights(head.state)
-    blend = dict.fromkeys(("grey", "white", "csf"), 0.0)
-    blend |= {"bone": _SIGNAL["bone"], "scalp": _SIGNAL["scalp"]} if config.head else {}
+    blend: dict[str, float] = {name: _SIGNAL[name] for name in ("bone", "scalp")} if config.head else {}
     for tissue, parts in weights.items():
         for name, weight in parts.items():
             blend[name] = blend.get(name, 0.0) + _SIGNAL[tissue] * weight
@@ -143,7 +142,7 @@ def _body_part(
     repetition_time_s: float,
     stream: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Whole-brain fluctuation, breathing (about 0.3 Hz) and heartbeat in the fluid (about 1.1 Hz), aliased as sampled."""
+    """Whole-brain fluctuation, breathing (about 0.3 Hz), heartbeat in the fluid (about 1.1 Hz), aliased as sampled."""
     time = np.arange(num_frames) * repetition_time_s
     breathing_hz, heart_hz = stream.normal(0.28, 0.03), stream.normal(1.1, 0.1)
     wander = np.cumsum(stream.normal(0, 0.15, (2, num_frames)), axis=1)
@@ -181,7 +180,9 @@ def _draw_local_noise(
 ) -> Float32[np.ndarray, "time x y z"]:
     """Noise of standard deviation one that neighbours share."""
     noise = stream.standard_normal((num_frames, *shape), dtype=np.float32)
-    return ndimage.uniform_filter(noise, size=(1, 3, 3, 3), mode="wrap") * np.float32(27**0.5)
+    for axis in (1, 2, 3):
+        noise = ndimage.uniform_filter1d(noise, 3, axis=axis, mode="wrap") * np.float32(3**0.5)
+    return noise
 
 
 def _motion_part(
@@ -216,7 +217,7 @@ def _remember(noise: Float[np.ndarray, "time n"], memory: float) -> Float[np.nda
 
 
 def _draw_motion(num_frames: int, stream: np.random.Generator) -> Float[np.ndarray, "time 6"]:
-    """Slow wandering, and now and then a jerk that lasts; rotations move the brain's rim (50 mm) as far as translations."""
+    """Slow wandering, now and then a jerk that lasts; rotations move the brain's rim (50 mm) as far as translations."""
     steps = stream.normal(0, _MOTION_STEP_MM, (num_frames, 6))
     jerks = stream.random(num_frames) < 0.02
     steps[jerks] += stream.normal(0, _JERK_MM, (num_frames, 6))[jerks]

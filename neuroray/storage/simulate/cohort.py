@@ -53,8 +53,8 @@ def simulate_cohort(
 ) -> CohortSummary:
     """Writes the cohort; the same config gives the same bytes whatever the number of workers.
 
-    Visits that are there already are kept, so that a run that was broken off goes on where it stopped, and a cohort can be made
-    larger by asking for more people.
+    Visits that are there already are kept, so that a run that was broken off goes on where it stopped, and a cohort can
+    be made larger by asking for more people.
 
     Args:
         config: What to simulate.

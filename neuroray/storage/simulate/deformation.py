@@ -1,4 +1,4 @@
-"""Displacements: random ones that make heads differ, and their composition with atrophy into one map from scan to template."""
+"""Displacements: random ones that make heads differ, composed with atrophy into one map from scan to template."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def draw_controls(*generators: np.random.Generator, shares: Sequence[float] = (1
 
 
 def deform(controls: Controls, velocity: Float32[np.ndarray, "3 i j k"]) -> Points:
-    """Displacement (mm) from the undeformed template to the template, every `SPACING_MM`: random field, then atrophy taken back.
+    """Displacement (mm) of one head, from the undeformed to the actual template: random field, then atrophy taken back.
 
     Args:
         controls: What `draw_controls` gave.
@@ -93,7 +93,7 @@ def to_index(points_mm: Points, affine: Float[np.ndarray, "4 4"]) -> Points:
 
 
 def jacobian(points_mm: Points, matrix: Float[np.ndarray, "4 4"]) -> Float32[np.ndarray, "x y z"]:
-    """Template volume per volume of the grid: below 1 where tissue grew, above where it shrank, never 0 or less without folding."""
+    """Template volume per volume of the grid: below 1 where tissue grew, above where it shrank, up to 0 in folds."""
     rows = [np.gradient(component) for component in points_mm]
     (a, b, c), (d, e, f), (g, h, i) = rows
     determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)

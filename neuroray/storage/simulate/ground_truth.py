@@ -1,8 +1,8 @@
-"""What was planted, saved beside the scans: a table of everybody, maps in the template, and each head's own deformation.
+"""What was planted, saved beside the scans: a table of everybody, maps in the template, each head's own deformation.
 
-`OUT/ground_truth/` holds `truth.tsv` (a row per visit; columns explained in `truth.json`), `config.json`, `maps/` (where things
-happen, as NIfTI in the template), `people/` (a JSON per visit, and the control points of each person's random field) and, for
-BOLD, `runs/` (network time courses and motion).
+`OUT/ground_truth/` holds `truth.tsv` (a row per visit; columns explained in `truth.json`), `config.json`, `maps/`
+(where things happen, as NIfTI in the template), `people/` (a JSON per visit, and the control points of each person's
+random field) and, for BOLD, `runs/` (network time courses and motion).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _COLUMNS = {
     "cognition": "Score as in participants.tsv",
     "family_id": "Shared by siblings",
     "site": "Scanner",
-    "brain_age_years": "Age that drives ventricles, cortex, contrast and white matter: age, offset, pace and the disease's gap",
+    "brain_age_years": "Age that drives all changes: age, personal offset and pace, and the disease's gap",
     "brain_age_gap_years": "Part of the brain age that is due to the disease",
     "severity": "Of the disease: about 1, 0 for controls; rises between sessions",
     "ventricles": "Strength of ventricular growth (rate of volume change)",
@@ -175,10 +175,9 @@ def warp_to_scan(
         )
     controls = np.load(people / f"{label.split('_')[0]}_controls.npy")
     velocity = atrophy.combine(**{field: truth["row"][field] for field in ("ventricles", "cortex", "medial_temporal")})
-    to_head = np.linalg.inv(np.array(truth["stretch"])) @ np.linalg.inv(
-        np.array(truth["scans"][modality]["head_to_world"])
-    )
-    points = deformation.map_to_template(to_head @ affine, shape, deformation.deform(controls, velocity))
+    to_world = np.array(truth["scans"][modality]["head_to_world"]) @ np.array(truth["stretch"])
+    displacement = deformation.deform(controls, velocity)
+    points = deformation.map_to_template(np.linalg.inv(to_world) @ affine, shape, displacement)
     return deformation.sample(
         getattr(load_regions(), name), deformation.to_index(points, load_template(REGION_SPACING_MM).affine)
     )

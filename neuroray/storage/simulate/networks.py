@@ -9,11 +9,14 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from neuroray.storage.simulate.anatomy import Affine
+from neuroray.storage.simulate.deformation import affine_points
 from neuroray.storage.simulate.people import CohortConfig, Person
+from neuroray.storage.simulate.regions import REGION_SPACING_MM
 from neuroray.storage.simulate.streams import Stream, open_stream
-from neuroray.storage.simulate.template import SimulationError, find_data_file, load_template
+from neuroray.storage.simulate.template import SimulationError, find_data_file, load_template, thin_out
 
-NETWORK_SPACING_MM = 3.0
+_THINNING = 2  # network maps have half the resolution of the regions'
+_SPACING_MM = REGION_SPACING_MM * _THINNING
 
 # Our name: the names of its parts in the ROI table of Seitzman et al. 2020 (https://doi.org/10.1016/j.neuroimage.2019.116290).
 _PARTS = {
@@ -74,16 +77,18 @@ class NetworkMaps:
 @functools.lru_cache(maxsize=1)
 def load_network_maps() -> NetworkMaps:
     """Soft parcels around the ROIs of each network, kept in memory."""
-    template = load_template(NETWORK_SPACING_MM)
-    x, y, z = template.coordinates_mm()
+    template = load_template(REGION_SPACING_MM)
+    grey = thin_out(template.grey, _THINNING)
+    affine = template.affine @ np.diag([_THINNING, _THINNING, _THINNING, 1.0])
+    x, y, z = affine_points(affine, grey.shape)
     pull = np.zeros((len(NETWORKS), *x.shape), dtype=np.float32)
     for centre, network in _read_rois():
-        near = _box_around(centre, template.affine, x.shape)
+        near = _box_around(centre, affine, x.shape)
         distance2 = (x[near] - centre[0]) ** 2 + (y[near] - centre[1]) ** 2 + (z[near] - centre[2]) ** 2
         pull[network][near] += np.exp(-distance2 / (2 * _ROI_WIDTH_MM**2))
-    share = pull**2 / ((pull**2).sum(axis=0) + _BACKGROUND**2) * template.grey
+    share = pull**2 / ((pull**2).sum(axis=0) + _BACKGROUND**2) * grey
     rightness = np.clip(0.5 + x / 8, 0, 1)
-    return NetworkMaps(left=share * (1 - rightness), right=share * rightness, affine=template.affine)
+    return NetworkMaps(left=share * (1 - rightness), right=share * rightness, affine=affine)
 
 
 def couple_networks(config: CohortConfig, person: Person) -> Float[np.ndarray, "network network"]:
@@ -119,8 +124,8 @@ def _read_rois() -> list[tuple[tuple[float, float, float], int]]:
 
 
 def _box_around(centre: tuple[float, ...], affine: Affine, shape: tuple[int, ...]) -> tuple[slice, ...]:
-    reach = 4 * _ROI_WIDTH_MM / NETWORK_SPACING_MM
-    middle = [(centre[axis] - affine[axis, 3]) / NETWORK_SPACING_MM for axis in range(3)]
+    reach = 4 * _ROI_WIDTH_MM / _SPACING_MM
+    middle = [(centre[axis] - affine[axis, 3]) / _SPACING_MM for axis in range(3)]
     return tuple(
         slice(max(0, int(at - reach)), min(count, int(at + reach) + 2)) for at, count in zip(middle, shape, strict=True)
     )

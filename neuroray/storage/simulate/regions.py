@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from neuroray.storage.simulate.template import Template, Volume, load_template
+from neuroray.storage.simulate.template import Template, Volume, load_template, measure_depth
 
-REGION_SPACING_MM = (
-    2.0  # atrophy is planned on this grid whatever the spacing of the scans, so that anatomy never depends on it
-)
+# Atrophy is planned on this grid whatever the spacing of the scans, so that anatomy never depends on how it is scanned.
+REGION_SPACING_MM = 2.0
 
 # MNI mm on the right side (x is mirrored): hippocampal head to tail, amygdala, entorhinal and parahippocampal cortex.
 _MEDIAL_TEMPORAL_MM = (
@@ -72,8 +71,7 @@ def _depth_in_brain_mm(template: Template) -> Volume:
     inside &= template.grey + template.white + template.csf > 0.5
     padded = np.pad(inside, 1)
     padded[:, :, 0] = padded[:, :, 1]
-    distance = ndimage.distance_transform_edt(padded)[1:-1, 1:-1, 1:-1]
-    return (np.asarray(distance) * REGION_SPACING_MM).astype(np.float32)
+    return measure_depth(padded)[1:-1, 1:-1, 1:-1] * np.float32(REGION_SPACING_MM)
 
 
 def _find_ventricles(template: Template, depth_mm: Volume) -> Volume:
@@ -82,7 +80,8 @@ def _find_ventricles(template: Template, depth_mm: Volume) -> Volume:
     inside &= (np.abs(x) > 9) | (y > -30)  # the cistern behind the midbrain touches, and is not a ventricle
     for axis, (low, high) in zip((x, y, z), _VENTRICLE_BOX_MM, strict=True):
         inside &= (axis > low) & (axis < high)
-    labels, _ = ndimage.label((template.csf > 0.35) & inside)  # pyright: ignore[reportGeneralTypeIssues] # scipy's own type lacks the pair
+    labels = np.zeros(inside.shape, dtype=np.int32)
+    ndimage.label((template.csf > 0.35) & inside, output=labels)
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     ventricles = np.isin(labels, np.flatnonzero(sizes > 0.1 * sizes.max()))

@@ -1,15 +1,16 @@
-"""The anatomy that every simulated person is grown from: the MNI152 maps inside nilearn's wheel, and a head around them."""
+"""The anatomy that every simulated person is grown from: the MNI152 maps in nilearn's wheel, and a head around them."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel
 import numpy as np
 from jaxtyping import Float, Float32
+from nibabel.nifti1 import Nifti1Image
 from scipy import ndimage
 
 from neuroray.errors import NeurorayError
@@ -20,6 +21,7 @@ _MAP_FILES = {kind: f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz" for 
 _WHITE_IN_T1 = 222 / 255  # mean of voxels that are all white matter in the T1 template
 _TISSUE_IN_T1 = {"grey": 166 / 222, "white": 1.0, "csf": 58 / 222}  # relative to white matter, in the T1 template
 _SHARPNESS = 1.6  # the maps are means over many people; a power > 1 brings their blurred borders closer to one person's
+_THINNING_SIGMA = 0.4  # in spacings: as sharp as a scanner's voxel, and hardly aliased
 _CLOSING_MM = 24.0  # the hull passes over gaps up to twice as wide
 _FLUID_MM = 4.0  # inside the hull, fluid reaches this far from the brain
 _GAP_MM, _BONE_MM, _SCALP_MM = 2.0, 5.0, 5.5  # subarachnoid space, skull and scalp over the hull of the brain
@@ -91,10 +93,34 @@ def load_template(spacing_mm: float) -> Template:
     if spacing_mm == 1.0:
         return finest
     return Template(
-        **{name: _thin_out(getattr(finest, name), spacing_mm) for name in ("grey", "white", "csf", "bone", "scalp")},
-        detail=_thin_out(finest.detail, spacing_mm),
+        **{name: thin_out(getattr(finest, name), spacing_mm) for name in ("grey", "white", "csf", "bone", "scalp")},
+        detail=thin_out(finest.detail, spacing_mm),
         affine=finest.affine @ np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0]),
     )
+
+
+def thin_out(values: Volume, step: float) -> Volume:
+    """Every `step`-th voxel of a map, as a Gaussian average of what lies around it."""
+    sigma = _THINNING_SIGMA * step
+    reach = math.ceil(3 * sigma)
+    for axis, count in enumerate(values.shape):
+        centres = np.arange(math.ceil(count / step)) * step
+        nearest = np.rint(centres).astype(int)
+        taps = [nearest + offset for offset in range(-reach, reach + 1)]
+        weights = np.exp([-0.5 * ((tap - centres) / sigma) ** 2 for tap in taps])
+        weights /= weights.sum(axis=0)
+        column = [-1 if axis == other else 1 for other in range(3)]
+        total = np.float32(0)
+        for tap, weight in zip(taps, weights, strict=True):
+            part = np.take(values, np.clip(tap, 0, count - 1), axis=axis)
+            total = total + part * weight.astype(np.float32).reshape(column)
+        values = np.asarray(total)
+    return values
+
+
+def measure_depth(inside: np.ndarray) -> Volume:
+    """Distance, in voxels, from the outside; 0 there."""
+    return np.asarray(ndimage.distance_transform_edt(inside), dtype=np.float32)
 
 
 def forget_finest_template() -> None:
@@ -105,55 +131,47 @@ def forget_finest_template() -> None:
 @functools.lru_cache(maxsize=1)
 def _load_finest() -> Template:
     """The template at the 1 mm of its files."""
-    images = {kind: nibabel.load(find_data_file(name)) for kind, name in _MAP_FILES.items()}
-    t1, grey, white = (np.asarray(images[kind].dataobj, dtype=np.float32) / 255 for kind in ("t1", "gm", "wm"))
-    brain = t1 > 0
-    detail = np.where(brain, t1 / _WHITE_IN_T1, 0)
-    rest = np.where(brain, np.clip(1 - grey - white, 0, 1), 0)
-    for fraction, name in ((grey, "grey"), (white, "white"), (rest, "csf")):
-        detail = detail - np.where(brain, fraction, 0) * np.float32(_TISSUE_IN_T1[name])
-    grey, white, rest = _sharpen(grey * brain, white * brain, rest)
+    images = {kind: Nifti1Image.from_filename(find_data_file(name)) for kind, name in _MAP_FILES.items()}
+    bytes_by_kind = {kind: np.asarray(image.dataobj) for kind, image in images.items()}
+    brain = bytes_by_kind["t1"] > 0
+    t1, grey, white = (bytes_by_kind[kind][brain].astype(np.float32) / 255 for kind in ("t1", "gm", "wm"))
+    fractions = {"grey": grey, "white": white, "csf": np.clip(1 - grey - white, 0, 1)}
+    detail = t1 / np.float32(_WHITE_IN_T1)
+    for name, fraction in fractions.items():
+        detail -= fraction * np.float32(_TISSUE_IN_T1[name])
+    sharp = {name: fraction**_SHARPNESS for name, fraction in fractions.items()}
+    total = sharp["grey"] + sharp["white"] + sharp["csf"]
+    maps = {name: _fill_in(brain, part / total) for name, part in sharp.items()}
     gap, bone, scalp = _grow_head(brain)
     return Template(
-        grey=grey,
-        white=white,
-        csf=rest + gap,
+        grey=maps["grey"],
+        white=maps["white"],
+        csf=maps["csf"] + gap,
         bone=bone,
         scalp=scalp,
-        detail=detail.astype(np.float32),
+        detail=_fill_in(brain, detail),
         affine=np.asarray(images["t1"].affine, dtype=np.float64),
     )
 
 
-def _sharpen(*fractions: Volume) -> list[Volume]:
-    raised = [fraction**_SHARPNESS for fraction in fractions]
-    total = functools.reduce(np.add, raised)
-    scale = np.divide(functools.reduce(np.add, fractions), total, out=np.zeros_like(total), where=total > 0)
-    return [(part * scale).astype(np.float32) for part in raised]
+def _fill_in(mask: np.ndarray, values: np.ndarray) -> Volume:
+    volume = np.zeros(mask.shape, dtype=np.float32)
+    volume[mask] = values
+    return volume
 
 
 def _grow_head(brain: np.ndarray) -> tuple[Volume, Volume, Volume]:
     """Fractions of fluid, skull and scalp outside the brain, layer by layer over the closed hull of the brain."""
-    step, margin = 2, 16  # distances vary slowly: every second voxel will do
+    step, margin = 3, 12  # distances vary slowly: every third voxel will do
     thin = np.pad(brain[::step, ::step, ::step], margin)
     below = np.arange(thin.shape[2]) < margin
     thin[:, :, below] = thin[:, :, margin, None]  # under the template's last slice the neck goes on; elsewhere is air
-    grown = ndimage.distance_transform_edt(~thin) * step <= _CLOSING_MM
-    hull = ndimage.distance_transform_edt(grown) * step > _CLOSING_MM
+    from_brain = step * measure_depth(~thin)
+    hull = step * measure_depth(from_brain <= _CLOSING_MM) > _CLOSING_MM
     # Inside the hull, what lies far from the brain is the skull's base, not fluid.
-    height = np.maximum(
-        ndimage.distance_transform_edt(~hull) * step, ndimage.distance_transform_edt(~thin) * step - _FLUID_MM
-    )
-    height = ndimage.gaussian_filter(height.astype(np.float32), 1.0)[(slice(margin, -margin),) * 3]
+    height = np.maximum(step * measure_depth(~hull), from_brain - _FLUID_MM)
+    height = ndimage.gaussian_filter(height, 1.0)[(slice(margin, -margin),) * 3]
     height = ndimage.affine_transform(height, np.full(3, 1 / step), output_shape=brain.shape, order=1, mode="nearest")
     borders = np.cumsum([_GAP_MM, _BONE_MM, _SCALP_MM])
     gap, to_bone, to_scalp = (np.clip(border - height + 0.5, 0, 1).astype(np.float32) * ~brain for border in borders)
     return gap, to_bone - gap, to_scalp - to_bone
-
-
-def _thin_out(values: Volume, spacing_mm: float) -> Volume:
-    smooth = ndimage.gaussian_filter(values, 0.35 * spacing_mm, mode="nearest") if spacing_mm > 1 else values
-    shape = tuple(int(np.ceil(count / spacing_mm)) for count in values.shape)
-    return ndimage.affine_transform(
-        smooth, np.full(3, spacing_mm), output_shape=shape, order=1, mode="nearest", output=np.float32
-    )

@@ -136,7 +136,6 @@ def test_executions_of_ray_follow_one_another_without_a_seam(
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(120)
 def test_workers_that_hold_every_cpu_are_still_fed(ray_session: Any, make_reader: MakeReader) -> None:
     @ray_session.remote(num_cpus=ray_session.cluster_resources()["CPU"] / 2)
     class Worker:

@@ -191,3 +191,16 @@ def test_what_would_fail_again_is_not_tried_again(error: Exception) -> None:
     with pytest.raises(type(error)):
         with_retries(attempt, what="reading scan-1")
     assert len(tries) == 1
+
+
+@pytest.mark.s3
+def test_a_bucket_is_read_like_a_folder(store: ScanStore, s3_bucket: str) -> None:
+    remote = ScanStore.create(f"{s3_bucket}/store")
+    remote.write(store.read("scan-4"), scan_id="scan-4", subject="s4", modality="bold")
+    features = FeatureStore(remote, FINGERPRINT)
+    features.write(remote.record("scan-4"), make_features(4))
+    window = ReadItem(scan_id="scan-4", start=2, stop=5)
+    row = pickle.loads(pickle.dumps(ScanReader(remote.uri, remote.version)))(window)
+    assert np.array_equal(row["voxels"], store.read("scan-4").voxels[2:5])
+    row = FeatureReader(remote.uri, remote.version, FINGERPRINT)(ReadItem(scan_id="scan-4"))
+    assert np.array_equal(row["features"], make_features(4).features)

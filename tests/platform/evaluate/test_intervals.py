@@ -3,7 +3,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from neuroray.platform.evaluate.intervals import Estimate, draw_resamples, estimate
+from neuroray.platform.evaluate.intervals import Estimate, bound_extreme, draw_resamples, estimate
 from neuroray.platform.evaluate.metrics import classification_metrics
 
 
@@ -95,7 +95,36 @@ def test_an_interval_says_where_it_lies_against_chance():
 
 def test_a_metric_without_a_value_is_null_in_the_report():
     undefined = Estimate(value=float("nan"), low=float("nan"), high=float("nan"), num_undefined=7)
-    assert undefined.to_json() == {"value": None, "low": None, "high": None, "num_undefined": 7}
+    assert undefined.to_json() == {
+        "value": None,
+        "low": None,
+        "high": None,
+        "num_undefined": 7,
+        "interval": "bootstrap",
+    }
     assert undefined.against(0.5) == "includes"
     with pytest.raises(AttributeError):
         undefined.value = 1.0
+
+
+def test_a_perfect_rate_gets_an_exact_interval():
+    from scipy.stats import binomtest
+
+    perfect = Estimate(value=1.0, low=1.0, high=1.0)
+    found = bound_extreme(perfect, 14)
+    oracle = binomtest(14, 14).proportion_ci(confidence_level=0.95, method="exact")
+    assert (found.low, found.high) == pytest.approx((oracle.low, oracle.high), abs=1e-12)
+    assert found.kind == "exact"
+    none = bound_extreme(Estimate(value=0.0, low=0.0, high=0.0), 9)
+    assert none.high == pytest.approx(binomtest(0, 9).proportion_ci(method="exact").high, abs=1e-12)
+
+
+def test_an_interval_with_width_is_left_as_the_bootstrap_gave_it():
+    found = Estimate(value=1.0, low=0.9, high=1.0)
+    assert bound_extreme(found, 3) is found
+    flat = Estimate(value=0.5, low=0.5, high=0.5)
+    assert bound_extreme(flat, 3) is flat
+
+
+def test_perfect_separation_of_two_and_two_people_does_not_beat_chance():
+    assert bound_extreme(Estimate(value=1.0, low=1.0, high=1.0), 2).against(0.5) == "includes"

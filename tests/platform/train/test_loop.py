@@ -66,7 +66,7 @@ def test_patience_ends_a_run_that_no_longer_gets_better(tmp_path: Path):
 
 def test_the_exported_weights_are_those_of_the_best_evaluation(tmp_path: Path):
     run = toy_run(str(tmp_path), num_epochs=12, keep_checkpoints=1)
-    run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, optim=OptimConfig(lr=0.3)))
+    run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, optim=OptimConfig(lr=1.0)))
     result = train_worker(run)
     losses = {row["step"]: (-row["auc"], row["loss"]) for row in _all_rows(tmp_path) if row["split"] == "val"}
     assert result.best_step == min(losses, key=lambda step: losses[step])

@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from contracts import toy_training
 from contracts.ranks import run_ranks
 from contracts.toy_training import toy_run
+from ray import cloudpickle
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from neuroray.platform.train.launch import train_on_ray
 from neuroray.platform.train.loop import train_worker
 from neuroray.platform.train.metrics_log import curve, read_metrics
 from neuroray.platform.train.parallel import Team, gather_rows, seeded
+from neuroray.platform.train.recipe import ScalingConfig
 from neuroray.storage.locations import Location
 
 # Sums over rows are taken in another order; measured 1e-7 over these 16 steps.
@@ -28,6 +32,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     train_worker(_run(folders[1]))
     run_ranks(train_worker, _run(folders[2]))
     return folders
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    times = ("seconds", "samples_per_s")
+    rows = read_metrics(Location(str(folder)))
+    return [{name: value for name, value in row.items() if name not in times} for row in rows]
+
+
+def _weights(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "model" / "model.json").read_text())["weights"]
 
 
 def _run(folder: Path) -> Any:
@@ -47,7 +61,7 @@ def test_two_ranks_with_unequal_rows_follow_the_curve_of_one(runs: dict[int, Pat
 
 @pytest.mark.slow
 def test_two_ranks_end_with_the_weights_of_one(runs: dict[int, Path]):
-    one, two = (json.loads((runs[size] / "model" / "model.json").read_text())["weights"] for size in (1, 2))
+    one, two = _weights(runs[1]), _weights(runs[2])
     assert one["number.bias"] != [0.0]
     for name, values in one.items():
         torch.testing.assert_close(torch.tensor(two[name]), torch.tensor(values), atol=TOLERANCE, rtol=0)
@@ -61,6 +75,27 @@ def test_a_checkpoint_of_two_ranks_is_continued_by_one(runs: dict[int, Path], tm
     assert train_worker(_run(tmp_path)).resumed_from == 8
     whole, broken = (curve(read_metrics(Location(str(path))), "train", "loss") for path in (runs[1], tmp_path))
     assert broken == pytest.approx(whole, abs=TOLERANCE)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_worker_killed_under_ray_changes_nothing(runs: dict[int, Path], tmp_path: Path, ray_session: Any):
+    """Rank 1 is killed in step 9; Ray starts both again, from the newest checkpoint: bit for bit the undisturbed run."""
+    cloudpickle.register_pickle_by_value(toy_training)  # the workers cannot import from tests
+    scaling = ScalingConfig(num_workers=2, max_failures=1)
+    disturbed = toy_run(
+        str(tmp_path / "run"),
+        num_train=22,
+        select_by="val_loss",
+        break_at=9,
+        kill_once=str(tmp_path / "killed"),
+        scaling=scaling,
+    )
+    result = train_on_ray(disturbed)
+    assert (tmp_path / "killed").exists()
+    assert result.resumed_from == 8
+    assert _rows(tmp_path / "run") == _rows(runs[2])
+    assert _weights(tmp_path / "run") == _weights(runs[2])
 
 
 def test_alone_rows_are_left_as_they_are():

@@ -105,9 +105,9 @@ class DinoAtten3DTask:
         return head
 
     def blocks(self, module: nn.Module) -> Sequence[nn.Module]:
-        """The attention; the layers behind it go with the root."""
+        """The embedding layers; attention and classifier go with the root."""
         assert isinstance(module, DinoAtten3DHead)
-        return [module.attention]
+        return list(module.embedding)
 
     def reader(self, cohort: Cohort) -> FeatureReader:
         """Reads slice features with the index of their class."""
