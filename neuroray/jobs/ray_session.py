@@ -12,7 +12,14 @@ from collections.abc import Iterator
 _OBJECT_STORE_BYTES = 512 * 2**20
 # Lines of Ray's own actors that say nothing to a person: a cleaner that asks the dashboard, of which there is none,
 # every second; advice on restarts of an actor that is never restarted; the ends of streams that we read to their end.
-_CHATTER = "Failed to query Ray Train Controller actor state|PreemptionWatcher|Dataset dataset_.* execution finished"
+_CHATTER = "|".join(
+    [
+        "Failed to query Ray Train Controller actor state",
+        "PreemptionWatcher",
+        "Dataset dataset_.* execution finished",
+        "Progress bars disabled",
+    ]
+)
 
 
 @contextlib.contextmanager

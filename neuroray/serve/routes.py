@@ -123,7 +123,7 @@ def build_api(config: ServeConfig, *, cards: dict[str, ModelCard], ask: Ask) -> 
 
 
 def _add_open_routes(app: FastAPI, names: list[str]) -> None:
-    @app.get("/healthz", summary="Is the service up?")
+    @app.get("/healthz", summary="Whether requests are taken")
     async def healthz() -> HealthAnswer:
         return HealthAnswer(models=names)
 
@@ -137,13 +137,13 @@ def _add_model_routes(app: FastAPI, config: ServeConfig, cards: dict[str, ModelC
     guarded = [Depends(_make_guard(config.token_sha256))]
     gate = _Gate(config.max_queued_requests)
 
-    @app.get("/v1/models", summary="Which models answer here?", dependencies=guarded, responses=_told(401))
+    @app.get("/v1/models", summary="The models that answer here", dependencies=guarded, responses=_told(401))
     async def list_models() -> ModelsAnswer:
         return ModelsAnswer(models=[ModelAnswer.of(name, card) for name, card in cards.items()])
 
     @app.post(
         "/v1/models/{name}/predict",
-        summary="Answer for one scan",
+        summary="The answer for one scan",
         dependencies=guarded,
         responses=_told(*_TOLD),
         openapi_extra=_FORM,

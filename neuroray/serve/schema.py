@@ -71,23 +71,23 @@ class PredictionAnswer(BaseModel):
         json_schema_extra={
             "examples": [
                 {
-                    "model": _MODEL_EXAMPLE,
                     "label": "control",
                     "probabilities": {"control": 0.83, "patient": 0.17},
+                    "warnings": ["voxels of 2 x 2 x 2 mm; the model was trained on 1 x 1 x 1 mm to 1 x 1 x 1.2 mm"],
+                    "model": _MODEL_EXAMPLE,
                     "attention_axis": "axial",
                     "attention": [{"slice_index": 61, "position_mm": 12.0, "weight": 0.031}],
-                    "warnings": ["voxels of 2.00 x 2.00 x 2.00 mm are outside what the model was trained on"],
                 }
             ]
         }
     )
 
-    model: ModelAnswer
     label: str = Field(description="the most probable class")
     probabilities: dict[str, float] = Field(description="class to probability; they sum to 1")
-    attention_axis: str = Field(description="the plane of the slices: axial, coronal or sagittal")
-    attention: list[SliceAnswer]
     warnings: list[str] = Field(description="why the answer may deserve less trust, in plain words")
+    model: ModelAnswer = Field(description="who answered")
+    attention_axis: str = Field(description="the plane of the slices: axial, coronal or sagittal")
+    attention: list[SliceAnswer] = Field(description="how much each slice that the model looked at counted")
 
     @classmethod
     def of(cls, name: str, prediction: Prediction) -> PredictionAnswer:

@@ -40,7 +40,7 @@ class Head:
     log: Path
 
     def submit(self, *entrypoint: str) -> str:
-        """Runs `ray job submit` with the repository as the working dir; gives the job's output once it has succeeded."""
+        """Runs `ray job submit` with the repository as the working dir; gives the output of a job that succeeded."""
         command = ["ray", "job", "submit", "--address", self.address, "--working-dir", "."]
         job = subprocess.run(
             [*command, "--runtime-env", "runtime_env.yaml", "--", *entrypoint],
@@ -102,7 +102,7 @@ def _environment(folder: Path) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
-        # A busy machine is not a dead node: ten minutes of silence instead of a quarter.
+        # A busy machine is not a dead node: ten minutes of silence are borne, not fifteen seconds.
         "RAY_health_check_failure_threshold": "200",
     }
 

@@ -132,6 +132,7 @@ def make_finished_run(
     rows += [
         {"step": 5 * e, "epoch": e, "split": "val", "loss": 0.8 - 0.01 * e, "auc": 0.5 + 0.02 * e} for e in range(9)
     ]
+    (folder / "result.json").write_text(json.dumps({"best_step": 20}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return FinishedRun(folder=folder, store=Path(store.uri))
 

@@ -20,7 +20,7 @@ from neuroray.platform.data.collate import Row
 from neuroray.platform.data.plan import KeyedPermutation, ReadItem
 from neuroray.platform.data.splits import Split, SplitConfig
 from neuroray.platform.evaluate.metrics import classification_metrics
-from neuroray.platform.train.loop import Run
+from neuroray.platform.train.loop import Run, train_worker
 from neuroray.platform.train.parallel import seeded
 from neuroray.platform.train.recipe import LoopConfig, OptimConfig, Recipe, ScalingConfig
 from neuroray.platform.train.task import Batch, Cohort, Outputs, Terms
@@ -53,12 +53,12 @@ class ToyNet(nn.Module):
         super().__init__()
         self.stem = nn.Linear(NUM_CHANNELS, hidden)
         self.dropout = nn.Dropout(dropout)
-        self.classes = nn.Linear(hidden, 2)
+        self.logits = nn.Linear(hidden, 2)
         self.number = nn.Linear(hidden, 1)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self.dropout(torch.tanh(self.stem(features)))
-        return self.classes(hidden), self.number(hidden)
+        return self.logits(hidden), self.number(hidden)
 
 
 class ToyTask:
@@ -130,6 +130,12 @@ class ToyReader:
 
     def size_bytes(self, item: ReadItem) -> int:
         return 4 * NUM_CHANNELS + 8
+
+
+def train_each(runs: Sequence[Run]) -> None:
+    """Several runs after one another: processes cost more than what they do."""
+    for run in runs:
+        train_worker(run)
 
 
 def toy_cohort(num_train: int = 23, num_val: int = 9) -> Cohort:

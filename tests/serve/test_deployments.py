@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,17 +67,13 @@ def test_deployments_carry_what_the_config_says(model_folder: Path) -> None:
     assert "num_gpus" not in parts["ingress"]["actor"]
 
 
-def test_a_serve_yaml_file_can_name_it(model_folder: Path) -> None:
-    text = f"""
-    http_options: {{host: 127.0.0.1, port: 8000, request_timeout_s: 420}}
-    applications:
-      - name: neuroray
-        route_prefix: /
-        import_path: neuroray.serve.app:build_app
-        args: {{models: {{dinoatten3d: {model_folder}}}, num_gpus: 1, max_replicas: 2}}
-    """
+def test_the_documented_yaml_file_builds_it(model_folder: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/serve.md").read_text()
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (application,) = ServeDeploySchema.model_validate(yaml.safe_load(text)).applications
-    built = call_user_app_builder_with_args_if_necessary(build_app, application.args)
+    assert application.import_path == "neuroray.serve.app:build_app"
+    arguments = application.args | {"models": {"dinoatten3d": str(model_folder)}}
+    built = call_user_app_builder_with_args_if_necessary(build_app, arguments)
     assert describe(built)["model-dinoatten3d"]["actor"]["num_gpus"] == 1
 
 

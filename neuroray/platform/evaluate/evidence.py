@@ -16,6 +16,7 @@ from neuroray.platform.evaluate.metrics import classification_metrics, confusion
 # Below two people a class, an AUC within a stratum is one coin.
 _FEWEST_PER_CLASS = 2
 _NUM_AGE_GROUPS = 3
+_SHARED_FRACTION = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +70,8 @@ class AttentionProfile:
 
     Attributes:
         axis: `axial`, `coronal` or `sagittal`.
-        position_mm: The grid.
-        density_per_mm: Slice weight over slice distance, for each scan; NaN where a scan had no slices.
+        position_mm: The grid: where at least half of the scans have slices.
+        density_per_mm: Slice weight over slice distance, for each scan; NaN where a scan has no slices.
         labels: The true class of each scan.
         uniform_per_mm: The density if every slice counted alike, mean over scans.
         effective_slices: exp(entropy) of each scan's weights: how many slices alike would be as spread.
@@ -85,6 +86,13 @@ class AttentionProfile:
     effective_slices: Float[np.ndarray, " row"]
     num_slices: Int[np.ndarray, " row"]
 
+    def mean(self, label: int | None = None) -> Float[np.ndarray, " point"]:
+        """Mean density of a class, or of all; NaN where none of its scans has slices."""
+        rows = self.density_per_mm if label is None else self.density_per_mm[self.labels == label]
+        defined = np.isfinite(rows)
+        count = defined.sum(axis=0)
+        return np.where(count > 0, np.where(defined, rows, 0).sum(axis=0) / np.maximum(count, 1), np.nan)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fold:
@@ -93,7 +101,7 @@ class Fold:
     Attributes:
         counts: Scans per class for each side.
         num_subjects: People on each side.
-        curves: `train_loss`, `val_loss`, `val_score` as (epoch, value) points.
+        curves: `train_loss`, `val_loss`, `val_score` and, of it, `kept`, as (epoch, value) points.
         metrics: On its own test side, without intervals.
         facts: Fingerprints and versions, for the report.
     """
@@ -222,10 +230,12 @@ def profile_attention(judged: Sequence[Judged], axis: str) -> AttentionProfile |
         positive = weights[weights > 0]
         effective.append(np.exp(-(positive * np.log(positive)).sum()))
     num_slices = np.array([len(row.slice_weights) for row in with_slices])
+    # At the ends only a few scans have slices; their mean would jump with each that falls away.
+    shared = np.isfinite(densities).mean(axis=0) >= _SHARED_FRACTION
     return AttentionProfile(
         axis=axis,
-        position_mm=grid,
-        density_per_mm=np.array(densities),
+        position_mm=grid[shared],
+        density_per_mm=np.array(densities)[:, shared],
         labels=np.array([row.label for row in with_slices]),
         uniform_per_mm=float(np.mean(1 / (num_slices * np.array(spacings)))),
         effective_slices=np.array(effective),

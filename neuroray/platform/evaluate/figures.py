@@ -15,7 +15,17 @@ from sklearn.metrics import roc_curve
 
 from neuroray.platform.evaluate.intervals import LEVEL, Estimate
 from neuroray.platform.evaluate.metrics import CALIBRATION_BINS, calibration_bins
-from neuroray.platform.evaluate.style import INK, MUTED, PAPER, RULE, SERIES, place_label, series_colour, styled
+from neuroray.platform.evaluate.style import (
+    INK,
+    MUTED,
+    PAPER,
+    RULE,
+    SERIES,
+    note_line,
+    place_label,
+    series_colour,
+    styled,
+)
 
 SQUARE_IN = (4.3, 3.7)
 WIDE_IN = (8.9, 3.0)
@@ -168,8 +178,8 @@ def draw_learning_curves(folds: Sequence[Mapping[str, Sequence[tuple[float, floa
     """Loss on training and validation people, and what the run was selected by, over epochs; one thin line a fold.
 
     Args:
-        folds: For each fold: `train_loss`, `val_loss` and `val_score` as (epoch, value) points; a missing one is left
-            out.
+        folds: For each fold: `train_loss`, `val_loss`, `val_score`, `kept` as (epoch, value) points; a missing one is
+            left out.
     """
     figure = Figure(figsize=WIDE_IN)
     loss, score = figure.subplots(1, 2)
@@ -181,9 +191,8 @@ def draw_learning_curves(folds: Sequence[Mapping[str, Sequence[tuple[float, floa
             axes.plot(curve[:, 0], curve[:, 1], color=colour, lw=width, alpha=1 if len(folds) == 1 else 0.7)
         if curves:
             place_label(axes, curves[0][-1, 0], curves[0][-1, 1], name, colour=colour)
-    for curve in [np.asarray(fold["val_score"], dtype=float) for fold in folds if len(fold.get("val_score", ()))]:
-        best = curve[:, 1].argmax()
-        score.scatter(*curve[best], s=26, facecolor=PAPER, edgecolor=SERIES[1], lw=1.3, zorder=3)
+    for point in [point for fold in folds for point in fold.get("kept", ())]:
+        score.scatter(*point, s=26, facecolor=PAPER, edgecolor=SERIES[1], lw=1.3, zorder=3)
     loss.set(xlabel="Epoch", ylabel="Loss")
     score.set(xlabel="Epoch", ylabel="AUC on validation people")
     for axes in (loss, score):
@@ -206,24 +215,17 @@ def draw_attention(
     figure = Figure(figsize=WIDE_IN)
     axes = figure.subplots()
     axes.axhline(100 * uniform_per_mm, color=MUTED, lw=0.8, ls=(0, (4, 3)))
-    axes.annotate(
-        "every slice alike",
-        (1, 100 * uniform_per_mm),
-        xycoords=("axes fraction", "data"),
-        xytext=(-2, 3),
-        textcoords="offset points",
-        ha="right",
-        color=MUTED,
-        fontsize=7.5,
-    )
+    note_line(axes, 100 * uniform_per_mm, "every slice alike")
     for index, (name, rows) in enumerate(densities.items()):
         if not len(rows):
             continue
-        low, high = np.nanquantile(100 * rows, [0.25, 0.75], axis=0)
-        axes.fill_between(position_mm, low, high, color=series_colour(index), alpha=0.15, lw=0)
-        mean = np.nanmean(100 * rows, axis=0)
-        axes.plot(position_mm, mean, color=series_colour(index), label=f"{name} (n = {len(rows)})")
-    axes.set(xlabel=axis_label, ylabel="Attention per mm (%)", ylim=(0, None))
+        drawn = np.isfinite(rows).any(axis=0)
+        low, high = np.nanquantile(100 * rows[:, drawn], [0.25, 0.75], axis=0)
+        axes.fill_between(position_mm[drawn], low, high, color=series_colour(index), alpha=0.15, lw=0)
+        mean = np.nanmean(100 * rows[:, drawn], axis=0)
+        axes.plot(position_mm[drawn], mean, color=series_colour(index), label=f"{name} (n = {len(rows)})")
+    # Headroom for the legend.
+    axes.set(xlabel=axis_label, ylabel="Attention per mm (%)", ylim=(0, 1.2 * axes.get_ylim()[1]))
     axes.margins(x=0.01)
     axes.legend(loc="upper left", ncols=len(densities))
     return figure

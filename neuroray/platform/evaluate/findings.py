@@ -13,6 +13,8 @@ from neuroray.platform.evaluate.intervals import Estimate
 _FEW_PEOPLE = 20
 # An expected calibration error up to here is what ten bins of a few dozen people show for a perfect model.
 _WELL_CALIBRATED = 0.08
+# When the highest and lowest stated probability differ by less, nobody is told from anybody.
+_NARROW_RANGE = 0.2
 
 
 def tell_number(value: float) -> str:
@@ -74,6 +76,8 @@ def tell_scores(evaluation: Evaluation) -> str:
 def tell_calibration(evaluation: Evaluation) -> str:
     """On whether stated probabilities can be taken at their word."""
     found = evaluation.metrics["calibration_error"].value
+    if len(evaluation.judged) > 1 and np.ptp(evaluation.probabilities, axis=0).max() < _NARROW_RANGE:
+        return "All are given about the same probability"
     if found <= _WELL_CALIBRATED:
         return f"Stated probabilities can be taken at their word, within {found:.0%}"
     return f"Stated probabilities are off by {found:.0%} on average"
@@ -81,19 +85,20 @@ def tell_calibration(evaluation: Evaluation) -> str:
 
 def tell_learning(folds: Sequence[Fold]) -> str:
     """On how training went."""
-    curves = [np.array(fold.curves["val_score"]) for fold in folds if len(fold.curves.get("val_score", ()))]
-    if not curves:
-        return "How the loss fell"
-    best = [curve[curve[:, 1].argmax()] for curve in curves]
-    if len(best) > 1:
-        low, high = min(row[1] for row in best), max(row[1] for row in best)
-        return f"Best validation AUC between {tell_number(low)} and {tell_number(high)} over {len(best)} folds"
-    return f"Validation AUC peaks at {tell_number(best[0][1])} in epoch {best[0][0]:.0f} of {curves[0][-1, 0]:.0f}"
+    kept = [point for fold in folds for point in fold.curves.get("kept", ())]
+    if not kept:
+        return "How loss and validation score went"
+    if len(kept) > 1:
+        low, high = min(value for _, value in kept), max(value for _, value in kept)
+        return f"The weights kept reach a validation AUC of {tell_number(low)} to {tell_number(high)}"
+    last = max(epoch for epoch, _ in folds[0].curves["val_score"])
+    epoch, value = kept[0]
+    return f"The weights kept, of epoch {epoch:.0f} of {last:.0f}, reach a validation AUC of {tell_number(value)}"
 
 
 def tell_attention(profile: AttentionProfile) -> str:
     """On where the weight lies."""
-    mean = np.nanmean(profile.density_per_mm, axis=0)
+    mean = profile.mean()
     share = float(np.mean(profile.effective_slices / profile.num_slices))
     num_slices = float(np.mean(profile.num_slices))
     if share > 0.95:

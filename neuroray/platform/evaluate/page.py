@@ -12,13 +12,7 @@ from neuroray.platform.evaluate import figures, findings
 from neuroray.platform.evaluate.evidence import AttentionProfile, Evaluation
 from neuroray.platform.evaluate.intervals import Estimate
 from neuroray.platform.evaluate.metrics import CALIBRATION_BINS, Metric, metric_table
-from neuroray.platform.evaluate.style import png_address, to_svg
-
-_AXIS_LABELS = {
-    "axial": "z (mm, towards superior)",
-    "coronal": "y (mm, towards anterior)",
-    "sagittal": "x (mm, towards right)",
-}
+from neuroray.platform.evaluate.style import AXIS_LABELS, png_address, to_svg
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +46,7 @@ def describe_page(evaluation: Evaluation, picture: tuple[bytes, str, str] | None
         "answer_text": _answer_text(evaluation),
         "answers": _answers(evaluation, numbering),
         "metrics": _metric_rows(evaluation),
-        "fold_names": [f"Fold {fold.index}" for fold in evaluation.folds] if len(evaluation.folds) > 1 else [],
+        "fold_names": _fold_names(evaluation),
         "strata": _strata(evaluation, numbering),
         "strata_small": _small_strata(evaluation),
         "looks": _looks(evaluation, picture, numbering),
@@ -172,19 +166,31 @@ def _metric_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     rows = []
     for name, metric in metric_table(len(evaluation.classes)).items():
         found = evaluation.metrics[name]
-        several = len(evaluation.folds) > 1
         rows.append(
             {
                 "label": metric.label,
                 "arrow": "↑" if metric.better == "higher" else "↓",
                 "text": findings.tell_number(found.value),
                 "interval": findings.tell_interval(found),
-                "folds": [findings.tell_number(fold.metrics[name]) for fold in evaluation.folds] if several else [],
+                "folds": _fold_values(evaluation, name),
                 "chance": metric.chance,
                 **_drawable(found),
             }
         )
     return rows
+
+
+def _fold_names(evaluation: Evaluation) -> list[str]:
+    if len(evaluation.folds) == 1:
+        return []
+    return [*(f"Fold {fold.index}" for fold in evaluation.folds), "Mean"]
+
+
+def _fold_values(evaluation: Evaluation, metric: str) -> list[str]:
+    if len(evaluation.folds) == 1:
+        return []
+    values = [fold.metrics[metric] for fold in evaluation.folds]
+    return [findings.tell_number(value) for value in (*values, float(np.mean(values)))]
 
 
 def _drawable(found: Estimate) -> dict[str, float | None]:
@@ -226,7 +232,7 @@ def _looks(evaluation: Evaluation, picture: tuple[bytes, str, str] | None, numbe
 
 def _attention(evaluation: Evaluation, profile: AttentionProfile, numbering: _Numbering) -> PageFigure:
     by_class = {name: profile.density_per_mm[profile.labels == index] for index, name in enumerate(evaluation.classes)}
-    figure = figures.draw_attention(profile.position_mm, by_class, _AXIS_LABELS[profile.axis], profile.uniform_per_mm)
+    figure = figures.draw_attention(profile.position_mm, by_class, AXIS_LABELS[profile.axis], profile.uniform_per_mm)
     caption = (
         "Weight of a slice over the distance of slices, mean by true class; bands hold the middle half of the scans. "
         "Positions are the scans' own world coordinates, not a common template. Attention says what was pooled, which "
@@ -240,25 +246,22 @@ def _learning(evaluation: Evaluation, numbering: _Numbering) -> PageFigure | Non
     if not curves:
         return None
     caption = (
-        "Loss and selection score; the ring marks the best epoch, whose weights were kept. Test people had no part."
+        "Loss, and AUC on the people that the run was selected on; the ring marks the weights that were kept. The "
+        "people judged had no part."
     )
     title = findings.tell_learning(evaluation.folds)
     return numbering.plot(figures.draw_learning_curves(curves), "learning", title, caption, wide=True)
 
 
 def _sides(evaluation: Evaluation) -> list[dict[str, Any]]:
-    names = {"train": "trained on", "val": "selected on", "test": "judged on"}
-    return [
-        {
-            "fold": fold.index,
-            "side": names[side],
-            "people": fold.num_subjects[side],
-            "scans": sum(fold.counts[side].values()),
-            "counts": [fold.counts[side].get(name, 0) for name in evaluation.classes],
-        }
-        for fold in evaluation.folds
-        for side in names
-    ]
+    rows = []
+    for fold in evaluation.folds:
+        row: dict[str, Any] = {"fold": fold.index}
+        for side, counts in fold.counts.items():
+            by_class = " + ".join(str(counts.get(name, 0)) for name in evaluation.classes)
+            row[side] = {"people": fold.num_subjects[side], "scans": f"{sum(counts.values())} ({by_class})"}
+        rows.append(row)
+    return rows
 
 
 def _checks(evaluation: Evaluation) -> list[str]:
@@ -266,7 +269,8 @@ def _checks(evaluation: Evaluation) -> list[str]:
     read = f"{cached} of {len(evaluation.judged)} scans judged from cached features"
     return [
         "No person and no family stands on two sides of a fold",
-        "Scans, labels and checksums are those of the catalogue version that the run recorded",
+        f"Scans and labels are those of catalogue version {evaluation.provenance['catalogue_version']}, "
+        + ("which the run recorded" if evaluation.provenance.get("catalogue_version_recorded", True) else "the newest"),
         f"{read}; the others from their voxels" if cached < len(evaluation.judged) else read,
     ]
 

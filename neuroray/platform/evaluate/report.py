@@ -140,7 +140,7 @@ def _describe_attention(evaluation: Evaluation) -> Mapping[str, Any] | None:
     if profile is None:
         return None
     by_class = {
-        name: [_number(value) for value in np.nanmean(profile.density_per_mm[profile.labels == index], axis=0)]
+        name: [_number(value) for value in profile.mean(index)]
         for index, name in enumerate(evaluation.classes)
         if (profile.labels == index).any()
     }

@@ -23,6 +23,13 @@ SERIES = ("#2b6cb0", "#cf5c36", "#3b9278", "#8661a5", "#b1851b", "#4f6475")
 _VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", FAINT: "--faint", PAPER: "--paper"} | {
     colour: f"--series-{index}" for index, colour in enumerate(SERIES)
 }
+AXIS_LABELS = {
+    "axial": "z (mm, towards superior)",
+    "coronal": "y (mm, towards anterior)",
+    "sagittal": "x (mm, towards right)",
+}
+"""What stands along the axis that slices follow."""
+
 _SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
@@ -120,5 +127,19 @@ def place_label(axes: Axes, x: float, y: float, text: str, *, colour: str, align
         color=colour,
         ha=align,
         va="center",
+        fontsize=7.5,
+    )
+
+
+def note_line(axes: Axes, height: float, text: str) -> None:
+    """Writes what a horizontal line is, above its right end."""
+    axes.annotate(
+        text,
+        (1, height),
+        xycoords=("axes fraction", "data"),
+        xytext=(-2, 3),
+        textcoords="offset points",
+        ha="right",
+        color=MUTED,
         fontsize=7.5,
     )

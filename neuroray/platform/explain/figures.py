@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from neuroray.platform.evaluate.style import INK, MUTED, SERIES, styled
+from neuroray.platform.evaluate.style import AXIS_LABELS, INK, MUTED, SERIES, note_line, styled
 from neuroray.platform.explain.faithfulness import Deletion
 from neuroray.platform.explain.maps import Explanation
-
-_AXIS_LABELS = {
-    "axial": "z (mm, towards superior)",
-    "coronal": "y (mm, towards anterior)",
-    "sagittal": "x (mm, towards right)",
-}
 
 
 @styled
@@ -31,7 +24,7 @@ def draw_profile(explanation: Explanation) -> Figure:
     upper.bar(position, 100 * profile.weight[order], width, color=SERIES[0], lw=0)
     uniform = 100 / len(position)
     upper.axhline(uniform, color=MUTED, lw=0.8, ls=(0, (4, 3)))
-    _note_line(upper, uniform, f"1/{len(position)}: every slice alike")
+    note_line(upper, uniform, f"1/{len(position)}: every slice alike")
     upper.set(ylabel="Attention (%)", ylim=(0, 1.12 * max(100 * profile.weight.max(), uniform)))
     upper.set_title(
         f"As spread as {profile.effective_slices:.0f} of {len(position)} slices alike "
@@ -43,7 +36,7 @@ def draw_profile(explanation: Explanation) -> Figure:
     lower.axhline(0, color=INK, lw=0.6)
     lower.set(
         ylabel=f"“{explanation.target}” lost\nwithout it (points)",
-        xlabel=_AXIS_LABELS[profile.axis],
+        xlabel=AXIS_LABELS[profile.axis],
     )
     return figure
 
@@ -76,19 +69,6 @@ def draw_checks(deletion: Deletion, correlations: Mapping[str, float | None], ta
     right.tick_params(axis="y", length=0)
     right.set_title("Map after scrambling", pad=10)
     return figure
-
-
-def _note_line(axes: Axes, height: float, text: str) -> None:
-    axes.annotate(
-        text,
-        (1, height),
-        xycoords=("axes fraction", "data"),
-        xytext=(-2, 3),
-        textcoords="offset points",
-        ha="right",
-        color=MUTED,
-        fontsize=7.5,
-    )
 
 
 def _tell_deletion(deletion: Deletion) -> str:

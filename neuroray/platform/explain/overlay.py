@@ -110,7 +110,7 @@ def _draw_bands(scan: Scan, explanation: Explanation) -> Figure:
     height = width * box.size_mm(up) / box.size_mm(across)
     figure = Figure(figsize=(_WIDTH_IN, height + _TITLE_IN + _BAR_IN + 0.3))
     _free_layout(figure)
-    colours, norm = _colours(explanation, float(np.abs(explanation.values).max()) or 1.0)
+    colours, norm = _colours(explanation, _band_scale(explanation))
     for number, plane in enumerate(_cutting_planes(scan, cut, box)):
         axes = _add_axes(figure, _MARGIN_IN + number * (width + _GAP_IN), _BAR_IN + 0.2, width, height)
         _draw_plane(axes, scan, explanation.values, axis=cut, index=plane, colours=colours, norm=norm)
@@ -124,6 +124,14 @@ def _draw_bands(scan: Scan, explanation: Explanation) -> Figure:
         curve.set_ylim(box.low[up], box.high[up])
     _add_scale(figure, colours, norm, explanation.quantity, width_in=3 * width + 2 * _GAP_IN)
     return figure
+
+
+def _band_scale(explanation: Explanation) -> float:
+    """Where the colours end: even attention lies in their middle, so that it does not look like a finding."""
+    largest = float(np.abs(explanation.values).max())
+    if explanation.method == "attention":
+        largest = max(largest, 2 / (len(explanation.profile.weight) * explanation.profile.spacing_mm))
+    return largest or 1.0
 
 
 def _draw_curve(axes: Axes, explanation: Explanation) -> None:
@@ -199,8 +207,9 @@ def _choose_planes(scan: Scan, values: Float[np.ndarray, "x y z"], box: _Box) ->
     bottom = _plane_at(scan, 2, box.high[2] - _DEEPEST_MM)
     if len(looked) and looked.max() > bottom and looked.min() < top:
         bottom, top = max(bottom, int(looked.min())), min(top, int(looked.max()))
-    planes = np.linspace(bottom, top, _NUM_COLUMNS * _NUM_ROWS)
-    return sorted({round(plane) for plane in planes})
+    # Two full rows, or one: planes are shown once.
+    number = _NUM_COLUMNS * (_NUM_ROWS if top - bottom >= _NUM_COLUMNS * _NUM_ROWS else 1)
+    return sorted({round(plane) for plane in np.linspace(bottom, top, number)})
 
 
 def _cutting_planes(scan: Scan, axis: int, box: _Box) -> list[int]:

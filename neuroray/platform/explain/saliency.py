@@ -19,6 +19,8 @@ from neuroray.storage.scan import Scan
 # An epsilon this far above the grey range (here 1) makes the scaling a constant, so that only the resize is
 # differentiated: what the least and greatest voxel would add as "the scale" is below one part in a million.
 _FLAT_EPSILON = 1e6
+# The way back through a ViT-S at 224 pixels keeps about 70 MB for each picture.
+_MOST_PICTURES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,7 @@ def _differentiate_encoder(
 ) -> Float[Tensor, "slice height width"]:
     """Gradient with respect to the grey pictures, the three equal channels summed."""
     encoder: Any = model.module.encoder
-    size = encoder.config.batch_size
+    size = min(encoder.config.batch_size, _MOST_PICTURES)
     parts = []
     for batch, along in zip(images.split(size), direction.split(size), strict=True):
         pixels = batch.detach().clone().requires_grad_(True)

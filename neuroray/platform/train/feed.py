@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator
 from contextlib import closing
 from typing import Literal
@@ -19,9 +20,8 @@ def choose_feed(feed: Literal["auto", "ray", "direct"], team: Team) -> Feed:
     """`auto` reads by Ray Data on Ray's workers, and here everywhere else."""
     if feed != "auto":
         return feed
-    import ray
-
-    return "ray" if team.is_grouped and ray.is_initialized() else "direct"
+    ray = sys.modules.get("ray")  # not imported, not connected
+    return "ray" if team.is_grouped and ray is not None and ray.is_initialized() else "direct"
 
 
 def stream_batches(plan: Plan, reader: Reader, team: Team, *, feed: Feed, start_step: int = 0) -> Generator[RankBatch]:

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from neuroray.platform.data.plan import Plan, PlanConfig, ReadItem
 from neuroray.platform.train.checkpointing import Checkpoints, Progress, load_model
 from neuroray.platform.train.feed import choose_feed, stream_batches
 from neuroray.platform.train.metrics_log import MetricsLog
 from neuroray.platform.train.optim import build_optimizer, learning_rate
 from neuroray.platform.train.parallel import Team, join_team, shard
-from neuroray.platform.train.recipe import SELECTION_SIGN, LoopConfig, Recipe
+from neuroray.platform.train.recipe import SELECTION_SIGN, LoopConfig, Recipe, RecipeError
 from neuroray.platform.train.run_folder import (
     CHECKPOINTS,
     MODEL,
@@ -105,7 +107,10 @@ def train_worker(run: Run, *, watch: Watch | None = None) -> FitResult:
         TrainingError: a loss that is no number.
         RecipeError: the folder's checkpoints belong to another run.
     """
-    training = _Training(run, join_team(use_gpu=run.recipe.scaling.use_gpu))
+    use_gpu = run.recipe.scaling.use_gpu
+    if use_gpu and not torch.cuda.is_available():
+        raise RecipeError("scaling.use_gpu is set, and torch finds no GPU", fix="leave --scaling.use-gpu out")
+    training = _Training(run, join_team(use_gpu=use_gpu))
     training.run_to_end(watch)
     return training.finish()
 

@@ -15,7 +15,8 @@ from neuroray.storage.simulate.template import Volume
 
 _FIELD_OF_VIEW_MM = (198.0, 236.0, 192.0)
 _CENTRE_MM = (0.0, -17.0, 22.0)  # of the head, in template mm
-_TURN_DEG, _SHIFT_MM = 3.0, 4.0  # spread of how people lie in the scanner
+_AIM_MM = 0.5  # spread of how the field of view is centred on the head
+_TURN_DEG, _SHIFT_MM = 1.0, 1.2  # spread of how people lie in the scanner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +64,7 @@ def place_head(zooms_mm: tuple[float, float, float], tilt_deg: float, stream: np
     affine = np.eye(4)
     affine[:3, :3] = axes @ np.diag(zooms_mm)
     middle = (np.array(shape) - 1) / 2
-    centre = (head_to_world @ [*_CENTRE_MM, 1.0])[:3] + stream.normal(0, 1.5, 3)
+    centre = (head_to_world @ [*_CENTRE_MM, 1.0])[:3] + stream.normal(0, _AIM_MM, 3)
     affine[:3, 3] = centre - affine[:3, :3] @ middle
     x, y, z = shape
     return Placement(head_to_world=head_to_world, affine=affine, shape=(x, y, z))

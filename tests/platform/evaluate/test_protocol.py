@@ -182,6 +182,11 @@ def test_training_rows_of_one_epoch_are_averaged(finished_run):
     assert curves["val_score"][-1] == (8, pytest.approx(0.66))
 
 
+def test_the_point_whose_weights_were_kept_is_that_of_the_best_step(finished_run):
+    # Step 20 ended epoch 4, which is not where the score is highest.
+    assert read_curves(read_folds(finished_run.folder)[0])["kept"] == [(4, pytest.approx(0.58))]
+
+
 def test_the_example_is_one_that_the_model_called_right(evaluation):
     chosen = choose_example(evaluation)
     assert evaluation.classes[chosen.label] == "patient"
@@ -237,8 +242,12 @@ def test_a_scan_says_nothing_where_it_has_no_slices():
     low = _judged(slice_weights=(0.5, 0.5), position_mm=(0.0, 1.0))
     high = _judged(slice_weights=(0.5, 0.5), position_mm=(3.0, 4.0))
     profile = profile_attention([low, high], "axial")
+    # Nobody has a slice at 2 mm, so that it is not on the grid.
+    assert profile.position_mm.tolist() == [0.0, 1.0, 3.0, 4.0]
     assert np.isnan(profile.density_per_mm[0, 2:]).all()
-    assert np.isnan(profile.density_per_mm[1, :3]).all()
+    assert np.isnan(profile.density_per_mm[1, :2]).all()
+    assert profile.mean() == pytest.approx([0.5] * 4)
+    assert np.isnan(profile.mean(1)).all()
 
 
 def test_predictions_csv_has_one_row_a_scan_and_the_same_numbers(evaluation, tmp_path):

@@ -47,6 +47,7 @@ def make_evaluation(*, classes=("control", "patient"), num_people=30, signal=1.5
     metrics = measure(rows, resamples)
     counts = {side: dict.fromkeys(classes, 5) for side in ("train", "val", "test")}
     curves = {"train_loss": [(0, 1.0), (1, 0.5)], "val_loss": [(0, 1.1), (1, 0.9)], "val_score": [(0, 0.6), (1, 0.7)]}
+    curves["kept"] = [(0, 0.6)]
     folds = tuple(
         Fold(
             index=index,

@@ -1,4 +1,4 @@
-"""DinoAtten3D through the loop: on two ranks as on one, selected on validation, exported whole."""
+"""DinoAtten3D through the loop: what is refused, what is recorded, what is exported."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 from contracts.feature_cohort import MODEL, write_feature_cohort
-from contracts.ranks import run_ranks
 
 from neuroray.platform.models.dinoatten3d import DinoAtten3DConfig
-from neuroray.platform.train.loop import Run, fit, prepare_run, train_worker
+from neuroray.platform.train.loop import Run, fit, prepare_run
 from neuroray.platform.train.metrics_log import curve, read_metrics
 from neuroray.platform.train.recipe import DataConfig, LoopConfig, RecipeError
 from neuroray.platform.train.run_folder import read_recipe
@@ -32,26 +31,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ScanStore:
 def make_recipe(**changes: Any) -> DinoAtten3DRecipe:
     settings: dict[str, Any] = {"name": "dinoatten3d:tiny", "model": MODEL, "loop": LoopConfig(num_epochs=8), **changes}
     return DinoAtten3DRecipe(**settings)
-
-
-@pytest.mark.slow
-def test_the_head_on_two_ranks_equals_the_head_on_one_after_five_steps(store: ScanStore, tmp_path: Path):
-    """Batches of 7 over 32 people: 3 and 4 rows a rank; five steps an epoch."""
-    recipe = make_recipe(loop=LoopConfig(batch_size=7, num_epochs=1))
-    one, two = (prepare_run(recipe, store=store.uri, folder=Location(str(tmp_path / name))) for name in ("one", "two"))
-    train_worker(one)
-    run_ranks(train_worker, two)
-    # float32 sums over rows in another order: about 1e-7 of values near 1, carried on through five steps of Adam.
-    for name in ("loss", "contrastive", "variance"):
-        losses = [curve(read_metrics(run.folder), "train", name) for run in (one, two)]
-        assert len(losses[0]) == 5
-        assert losses[1] == pytest.approx(losses[0], abs=1e-5)
-    expected, found = (load_weights(run.folder.child("model"))[0] for run in (one, two))
-    assert expected.keys() == found.keys()
-    for name, value in expected.items():
-        # A softmax does not see a shift of all scores: this bias has no gradient but rounding, which Adam blows up.
-        if name != "head.attention.score.bias":
-            torch.testing.assert_close(found[name], value, atol=1e-5, rtol=0)
 
 
 def test_it_learns_what_tells_the_groups_apart(store: ScanStore, tmp_path: Path):
