@@ -59,7 +59,7 @@ def _write_person(store: ScanStore, number: int, num_people: int, generator: np.
 
 
 def _draw_features(generator: np.random.Generator, is_ill: bool) -> FeatureSet:
-    features = generator.normal(size=(6, MODEL.encoder.resolve_channels())).astype(np.float32)
+    features = generator.normal(size=(6, MODEL.encoder.resolve_channels(MODEL.slices.image_size))).astype(np.float32)
     features[2:4, :20] += 1.5 * is_ill
     mask = np.array([True] * 5 + [False])
     features[~mask] = 0

@@ -71,6 +71,9 @@ class ToyTask:
     def prepare(self, store: Any) -> Cohort:
         raise NotImplementedError
 
+    def calibrate(self, module: nn.Module, cohort: Cohort) -> None:
+        """Nothing is taken from the data."""
+
     def build(self) -> ToyNet:
         with seeded(self.recipe.seed):
             return ToyNet(self.recipe.hidden, self.recipe.dropout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from neuroray.platform.data.splits import SplitConfig
 from neuroray.platform.models.dinoatten3d import DinoAtten3DConfig
 from neuroray.platform.models.layers.encoder import SliceEncoderConfig
 from neuroray.platform.models.layers.slices import SliceStackConfig
@@ -16,10 +17,13 @@ def smoke() -> DinoAtten3DRecipe:
     return DinoAtten3DRecipe(
         name="dinoatten3d:smoke",
         model=DinoAtten3DConfig(
-            slices=SliceStackConfig(num_slices=32, image_size=96),
-            encoder=SliceEncoderConfig(backbone="resnet10t.c3_in1k", weights="random", readout="pool"),
+            slices=SliceStackConfig(num_slices=32, slice_spacing_mm=4.0, image_size=96, fit="pad"),
+            encoder=SliceEncoderConfig(backbone="test_vit", weights="random", readout="grid"),
+            standardise=True,
         ),
-        loop=LoopConfig(num_epochs=40, checkpoint_every_steps=50),
+        optim=OptimConfig(name="adamw", lr=1e-3, weight_decay=1e-2),
+        split=SplitConfig(test_parts=2),
+        loop=LoopConfig(num_epochs=20, checkpoint_every_steps=20),
     )
 
 

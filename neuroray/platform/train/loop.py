@@ -158,7 +158,7 @@ class _Training:
 
     def __init__(self, run: Run, team: Team) -> None:
         self._run, self._loop, self._team = run, run.recipe.loop, team
-        self._learner = _build_learner(run.recipe, team)
+        self._learner = _build_learner(run, team)
         self._reader = self._learner.task.reader(run.cohort)
         self._plan = training_plan(run.recipe, run.cohort)
         self._checkpoints = Checkpoints(
@@ -286,9 +286,11 @@ class _Training:
             logger.info(text, *values)
 
 
-def _build_learner(recipe: Recipe, team: Team) -> Learner:
+def _build_learner(run: Run, team: Team) -> Learner:
+    recipe = run.recipe
     task = recipe.task()
     module = task.build()
+    task.calibrate(module, run.cohort)
     wrapped = TaskModule(task, module)
     shard(wrapped, task.blocks(module), team)
     return Learner(

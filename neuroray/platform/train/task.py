@@ -65,6 +65,10 @@ class Task(Protocol):
         """The module to train, in float32 on the CPU, the same weights on every rank; frozen ones ask no gradient."""
         ...
 
+    def calibrate(self, module: nn.Module, cohort: Cohort) -> None:
+        """Sets what a fresh module takes from the training scans before it learns; the same on every rank."""
+        ...
+
     def blocks(self, module: nn.Module) -> Sequence[nn.Module]:
         """The parts of it that are sharded as units of their own, in the order in which they run."""
         ...

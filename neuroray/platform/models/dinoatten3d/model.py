@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -35,6 +35,8 @@ class DinoAtten3DConfig(Config):
         gated: Gated attention (Ilse et al. 2018) in place of the released plain tanh form.
         embedding: Widths of the embedding layers, each followed by ReLU; the last is the embedding's.
         num_classes: K.
+        standardise: Bring slice vectors to mean 0 and standard deviation 1 per channel, by the statistics of the
+            training slices (`fit_scale`). The authors do not; random encoders, whose channels hardly vary, need it.
         feature_dropout: Of slice vectors, before attention; the authors have none.
         embedding_dropout: After each embedding layer but the last; the authors have none.
         attention_impl: Implementation of the pooling, see `neuroray.kernels.attention_pool`.
@@ -46,6 +48,7 @@ class DinoAtten3DConfig(Config):
     gated: bool = False
     embedding: tuple[int, ...] = (256, 128)
     num_classes: int = 2
+    standardise: bool = False
     feature_dropout: float = 0.0
     embedding_dropout: float = 0.0
     attention_impl: str = without_effect("auto")
@@ -140,10 +143,16 @@ class SliceAttention(nn.Module):
 class DinoAtten3DHead(nn.Module):
     """Attention pooling, embedding layers and classifier: the part that learns."""
 
+    feature_mean: Tensor
+    feature_scale: Tensor
+
     def __init__(self, config: DinoAtten3DConfig) -> None:
         super().__init__()
         self.config = config
-        self.num_channels = config.encoder.resolve_channels()
+        self.num_channels = config.encoder.resolve_channels(config.slices.image_size)
+        if config.standardise:
+            self.register_buffer("feature_mean", torch.zeros(self.num_channels))
+            self.register_buffer("feature_scale", torch.ones(self.num_channels))
         self.attention = SliceAttention(
             self.num_channels, config.hidden, gated=config.gated, impl=config.attention_impl
         )
@@ -165,6 +174,8 @@ class DinoAtten3DHead(nn.Module):
         """
         mask = self._check(features, mask)
         features = features.to(self.classifier.weight.dtype)
+        if self.config.standardise:
+            features = (features - self.feature_mean) / self.feature_scale
         features = functional.dropout(features, self.config.feature_dropout, self.training)
         embedding, attention = self.attention(features, mask)
         for layer in self.embedding:
@@ -172,6 +183,32 @@ class DinoAtten3DHead(nn.Module):
                 embedding = functional.dropout(embedding, self.config.embedding_dropout, self.training)
             embedding = functional.relu(layer(embedding))
         return DinoAtten3DOutput(self.classifier(embedding), embedding, attention)
+
+    def fit_scale(self, scans: Iterable[Float[Tensor, "slice channel"]]) -> None:
+        """Takes the statistics for `standardise` from the slices of the training scans; constant channels stay.
+
+        Args:
+            scans: Vectors of one scan after another, without masked slices; only sums of them are kept.
+
+        Raises:
+            ModelError: the configuration does not standardise, or there are no slices.
+        """
+        num_slices, total, squares = 0, torch.zeros(self.num_channels).double(), torch.zeros(self.num_channels).double()
+        for features in scans:
+            num_slices += len(features)
+            total += features.double().sum(0)
+            squares += features.double().square().sum(0)
+        if not self.config.standardise or num_slices == 0:
+            raise ModelError(
+                "there is nothing to standardise by",
+                given=f"standardise {self.config.standardise}, {num_slices} slices",
+                expected="standardise on and at least one slice",
+            )
+        mean = total / num_slices
+        scale = (squares / num_slices - mean.square()).clamp_min(0).sqrt()
+        self.feature_mean.copy_(mean)
+        # Below this the sums have no digits left: such a channel is constant, and dividing would blow up rounding.
+        self.feature_scale.copy_(torch.where(scale > 1e-6 * mean.abs() + 1e-12, scale, 1.0))
 
     def trainable_parameters(self, scope: TrainScope) -> list[nn.Parameter]:
         """The parameters that learn: all of them, or, as in the authors' ten scripts, the embedding layers alone.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from timm.models import PretrainedCfg
 
 Readout = str
-"""How a backbone's output becomes one vector: "cls", "mean" or "pool"; see `SliceEncoderConfig`."""
+"""How a backbone's output becomes one vector: "cls", "mean", "pool" or "grid"; see `SliceEncoderConfig`."""
 
 Backbone = Any
 """A timm model: an `nn.Module` with `forward_features`, `forward_head`, `num_features`; timm gives that no type."""
@@ -49,7 +49,7 @@ def create_backbone(name: str, readout: Readout, image_size: int, **options: Any
 
     Args:
         name: timm name, with or without a tag.
-        readout: "cls" and "mean" take all tokens after the final norm; "pool" keeps the model's own pooling.
+        readout: "cls", "mean" and "grid" take all tokens after the final norm; "pool" keeps the model's own pooling.
         image_size: Height and width of the pictures.
         options: Passed on to `timm.create_model`.
 
@@ -85,29 +85,27 @@ def create_random_backbone(name: str, readout: Readout, image_size: int, seed: i
         return create_backbone(name, readout, image_size)
 
 
-def count_channels(name: str, readout: Readout) -> int:
-    """Channels of the vector that a readout gives, found without allocating weights.
+def count_channels(name: str, readout: Readout, image_size: int) -> int:
+    """Channels of the vector that a readout of square pictures gives, found without allocating weights.
 
     Raises:
-        ModelError: timm has no such backbone.
+        ModelError: timm has no such backbone, or it cannot take pictures of this size.
     """
-    describe_backbone(name)
-    import timm
-
     with torch.device("meta"):
-        return measure_channels(timm.create_model(name, num_classes=0), readout)
+        return measure_channels(create_backbone(name, readout, image_size), readout)
 
 
 def measure_channels(backbone: Backbone, readout: Readout) -> int:
     """Channels of the vector that a readout of this backbone gives."""
     pooled = getattr(backbone, "head_hidden_size", None) if readout == "pool" else None
-    return int(pooled or backbone.num_features)
+    num_patches = backbone.patch_embed.num_patches if readout == "grid" else 1
+    return int(pooled or backbone.num_features) * int(num_patches)
 
 
 def check_readout(backbone: Backbone, name: str, readout: Readout) -> None:
     """Raises ModelError where the backbone has no tokens, or no class token, and the readout wants them."""
     has_tokens = hasattr(backbone, "num_prefix_tokens")
-    if readout == "pool" or (readout == "mean" and has_tokens):
+    if readout == "pool" or (readout in ("mean", "grid") and has_tokens):
         return
     if not has_tokens:
         raise ModelError(f"{name} gives a map, not tokens", given=f'readout "{readout}"', fix='use readout "pool"')

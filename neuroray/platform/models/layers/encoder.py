@@ -35,7 +35,9 @@ class SliceEncoderConfig(Config):
         weights_sha256: For "file": the hash of the whole file, hex.
         seed: For "random".
         readout: "cls": the class token after the final norm. "mean": the mean over all tokens, prefix included.
-            "pool": the backbone's own pooling, which convolutional backbones need.
+            "pool": the backbone's own pooling, which convolutional backbones need. "grid": the patch tokens of a
+            transformer side by side, row by row: long, but it says where in the slice, which an encoder with random
+            weights has not learned to keep through pooling.
         positions: How a position table is resampled to the picture size: as timm does, or as DINOv2's official code
             ("hub"), which differs for the models without registers.
         mean: Per channel, taken off pictures in 0..1; None: the backbone's own (ImageNet's for DINOv2).
@@ -49,7 +51,7 @@ class SliceEncoderConfig(Config):
     weights_file: str | None = without_effect(None)
     weights_sha256: str | None = None
     seed: int = 0
-    readout: Literal["cls", "mean", "pool"] = "cls"
+    readout: Literal["cls", "mean", "pool", "grid"] = "cls"
     positions: encoder_weights.Positions = "timm"
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
@@ -69,9 +71,9 @@ class SliceEncoderConfig(Config):
         if self.batch_size < 1:
             raise ConfigError("batch_size is too small", given=self.batch_size, expected="at least 1")
 
-    def resolve_channels(self) -> int:
-        """Length of the vectors, without building the encoder."""
-        return self.channels or backbones.count_channels(self.backbone, self.readout)
+    def resolve_channels(self, image_size: int) -> int:
+        """Length of the vectors for square pictures, without building the encoder."""
+        return self.channels or backbones.count_channels(self.backbone, self.readout, image_size)
 
     def build(self, image_size: int, *, load_weights: bool = True) -> SliceEncoder:
         """The frozen encoder for square pictures.
@@ -192,6 +194,8 @@ class SliceEncoder(nn.Module):
     def _read_out(self, tokens: Tensor) -> Tensor:
         if self.config.readout == "pool":
             return self.backbone.forward_head(tokens, pre_logits=True)
+        if self.config.readout == "grid":
+            return tokens[:, int(self.backbone.num_prefix_tokens) :].flatten(1)
         return tokens[:, 0] if self.config.readout == "cls" else tokens.mean(1)
 
     def _find_last_attention(self) -> Any:

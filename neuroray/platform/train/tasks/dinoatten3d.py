@@ -14,6 +14,7 @@ import tyro
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from neuroray.platform.data.plan import ReadItem
 from neuroray.platform.data.readers import FeatureReader
 from neuroray.platform.data.splits import Split, split_subjects
 from neuroray.platform.evaluate.metrics import classification_metrics
@@ -103,6 +104,15 @@ class DinoAtten3DTask:
         for parameter in head.trainable_parameters(self._recipe.train_scope):
             parameter.requires_grad_(True)
         return head
+
+    def calibrate(self, module: nn.Module, cohort: Cohort) -> None:
+        """Mean and spread of the training slices, where the model standardises."""
+        assert isinstance(module, DinoAtten3DHead)
+        if not self._recipe.model.standardise:
+            return
+        reader = self.reader(cohort)
+        rows = (reader(ReadItem(scan_id=scan_id)) for scan_id in cohort.split.train)
+        module.fit_scale(torch.from_numpy(row["features"][row["mask"]]) for row in rows)
 
     def blocks(self, module: nn.Module) -> Sequence[nn.Module]:
         """The embedding layers; attention and classifier go with the root."""

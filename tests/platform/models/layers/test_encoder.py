@@ -80,10 +80,11 @@ def test_the_mean_readout_takes_all_tokens_after_the_norm(images: torch.Tensor) 
         ("vit_base_patch16_224.orig_in21k_ft_in1k", "mean", 768),
         ("mobilenetv3_small_050", "pool", 1024),
         ("resnet18", "pool", 512),
+        ("test_vit", "grid", 64 * 14 * 14),
     ],
 )
 def test_channels_are_known_before_the_encoder_is_built(backbone: str, readout: Any, channels: int) -> None:
-    assert SliceEncoderConfig(backbone=backbone, readout=readout).resolve_channels() == channels
+    assert SliceEncoderConfig(backbone=backbone, readout=readout).resolve_channels(224) == channels
 
 
 def test_it_stays_frozen_when_the_model_around_it_trains(images: torch.Tensor) -> None:
