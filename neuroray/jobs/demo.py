@@ -110,7 +110,7 @@ def _ask_server(run_folder: Path, scan: Path) -> dict[str, Any]:
     with serve.start_server(config) as server, scan.open("rb") as stream:
         url = server.predict_url(server.model_names[0])
         print(f"      POST {url}", flush=True)
-        answer = httpx.post(url, files={"file": (scan.name, stream)}, timeout=config.timeout_s)
+        answer = httpx.post(url, files={"file": (scan.name, stream)}, timeout=config.timeout_s, trust_env=False)
     if answer.status_code != httpx.codes.OK:
         raise NeurorayError("the server refused the demo's scan", given=f"{answer.status_code}: {answer.text[:500]}")
     return answer.json()

@@ -95,8 +95,13 @@ def attention_pool(
     return AttentionPoolOutput(*run(inputs._replace(offsets=offsets.to(torch.int64))))
 
 
+def choose_implementation(impl: str) -> str:
+    """The name of what would run: `"auto"` is `"torch"` everywhere, any other name is itself."""
+    return "torch" if impl == "auto" else impl
+
+
 def _choose(impl: str) -> Callable[[PoolInputs], tuple[Tensor, Tensor, Tensor]]:
-    name = "torch" if impl == "auto" else impl
+    name = choose_implementation(impl)
     if name not in IMPLEMENTATIONS:
         raise KernelError("attention_pool has no such implementation", given=impl, expected=f"auto, {_names()}")
     return IMPLEMENTATIONS[name]

@@ -63,8 +63,8 @@ class Tissues:
     """The template's fractions, and the parts of them that change hands, on one grid.
 
     Attributes:
-        maps: By name: grey, white, csf, bone, scalp, detail; `sulcal` and `medial_temporal` (grey matter that can give
-            way to fluid), `periventricular` (white matter that can darken).
+        maps: By name: grey, white, csf, bone, scalp, detail; `sulcal`, `medial_temporal`, `horn_grey`, `horn_white`
+            (tissue that can give way to fluid), `periventricular` (white matter that can darken).
         affine: Voxel indices to template mm.
     """
 
@@ -94,6 +94,8 @@ def load_tissues(spacing_mm: float) -> Tissues:
     maps = {name: getattr(template, name) for name in ("grey", "white", "csf", "bone", "scalp", "detail")}
     for name in ("sulcal", "medial_temporal", "periventricular"):
         maps[name] = deformation.sample(getattr(regions, name), index)
+    horn = deformation.sample(regions.temporal_horn, index)
+    maps |= {"horn_grey": horn * (maps["grey"] - maps["medial_temporal"]), "horn_white": horn * maps["white"]}
     return Tissues(maps=maps, affine=template.affine)
 
 
@@ -104,11 +106,16 @@ def load_tissues_for(scan_spacing_mm: float) -> Tissues:
 
 def tissue_weights(state: BrainState) -> dict[str, dict[str, float]]:
     """Weights for `Tissues.blend` that give this brain's grey matter, white matter and fluid."""
-    lost = {"sulcal": state.sulcal_loss_fraction, "medial_temporal": state.medial_temporal_loss_fraction}
+    lost_grey = {
+        "sulcal": state.sulcal_loss_fraction,
+        "medial_temporal": state.medial_temporal_loss_fraction,
+        "horn_grey": state.horn_fraction,
+    }
+    lost_white = {"horn_white": state.horn_fraction}
     return {
-        "grey": {"grey": 1.0, **{name: -fraction for name, fraction in lost.items()}},
-        "white": {"white": 1.0},
-        "csf": {"csf": 1.0, **lost},
+        "grey": {"grey": 1.0, **{name: -fraction for name, fraction in lost_grey.items()}},
+        "white": {"white": 1.0, **{name: -fraction for name, fraction in lost_white.items()}},
+        "csf": {"csf": 1.0, **lost_grey, **lost_white},
     }
 
 

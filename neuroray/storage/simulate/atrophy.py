@@ -48,6 +48,7 @@ def load_atrophy_fields() -> AtrophyFields:
     """The three fields, kept in memory."""
     template, regions = load_template(REGION_SPACING_MM), load_regions()
     fluid = template.csf * (1 - regions.ventricles)
+    temporal_fluid = np.maximum(fluid, regions.temporal_horn)
     return AtrophyFields(
         ventricles=_solve(
             gains=regions.ventricles,
@@ -55,7 +56,7 @@ def load_atrophy_fields() -> AtrophyFields:
         ),
         cortex=_solve(gains=_share_out(regions.cortex, fluid, _CORTEX_REACH_MM), losses=regions.cortex),
         medial_temporal=_solve(
-            gains=_share_out(regions.medial_temporal, fluid, _MEDIAL_TEMPORAL_REACH_MM), losses=regions.medial_temporal
+            gains=_share_out(regions.medial_temporal, temporal_fluid, _MEDIAL_TEMPORAL_REACH_MM), losses=regions.medial_temporal
         ),
     )
 

@@ -29,7 +29,7 @@ from neuroray.storage.simulate.regions import REGION_SPACING_MM, load_regions
 from neuroray.storage.simulate.sites import SITES
 from neuroray.storage.simulate.template import SimulationError, load_template
 
-PlantedMap = Literal["ventricles", "cortex", "medial_temporal", "periventricular"]
+PlantedMap = Literal["ventricles", "cortex", "medial_temporal", "temporal_horn", "periventricular"]
 
 _COLUMNS = {
     "participant_id": "Person",
@@ -48,6 +48,7 @@ _COLUMNS = {
     "medial_temporal": "Strength of medial temporal shrinkage, by age and disease (rate of volume change)",
     "sulcal_loss_fraction": "Part of the grey matter beside sulci that gave way to fluid",
     "medial_temporal_loss_fraction": "Part of the medial temporal grey matter that gave way to fluid",
+    "horn_fraction": "How far the temporal horns have opened, 0 to 1",
     "white_darkening": "Loss of T1 signal around the ventricles, white matter = 1",
     "contrast_loss": "Part of the contrast between grey and white matter that is gone",
     "grey_ml": "Grey matter of this head",

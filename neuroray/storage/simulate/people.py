@@ -137,6 +137,7 @@ class BrainState:
         medial_temporal: Strength of medial temporal shrinkage, age and disease together.
         sulcal_loss_fraction: Grey matter beside sulci that has given way to fluid.
         medial_temporal_loss_fraction: Medial temporal grey matter that has given way to fluid.
+        horn_fraction: How far the temporal horns have opened, 0 to 1.
         white_darkening: Loss of T1 signal around the ventricles, white matter = 1.
         contrast_loss: Part of the contrast between grey and white matter that is gone.
     """
@@ -149,6 +150,7 @@ class BrainState:
     medial_temporal: float
     sulcal_loss_fraction: float
     medial_temporal_loss_fraction: float
+    horn_fraction: float
     white_darkening: float
     contrast_loss: float
 
@@ -198,7 +200,8 @@ def age_brain(config: CohortConfig, person: Person, visit_index: int) -> BrainSt
         cortex=-0.05 + 0.5 * life + person.cortex_offset,
         medial_temporal=0.12 * life + 0.85 * severity,
         sulcal_loss_fraction=max(0.0, 0.22 * life + person.cortex_offset),
-        medial_temporal_loss_fraction=0.22 * severity,
+        medial_temporal_loss_fraction=min(0.95, 0.45 * severity),
+        horn_fraction=min(1.0, 0.75 * severity),
         white_darkening=0.16 * max(life, 0) ** 2,
         contrast_loss=0.18 * max(life, 0),
     )

@@ -13,7 +13,8 @@ from neuroray.storage.simulate.template import Template, Volume, load_template, 
 # Atrophy is planned on this grid whatever the spacing of the scans, so that anatomy never depends on how it is scanned.
 REGION_SPACING_MM = 2.0
 
-# MNI mm on the right side (x is mirrored): hippocampal head to tail, amygdala, entorhinal and parahippocampal cortex.
+# MNI mm on the right side (x is mirrored): hippocampal head to tail, amygdala, entorhinal and parahippocampal cortex,
+# fusiform cortex and the pole.
 _MEDIAL_TEMPORAL_MM = (
     (24, -11, -22),
     (28, -19, -17),
@@ -22,8 +23,13 @@ _MEDIAL_TEMPORAL_MM = (
     (21, -3, -21),
     (22, -12, -30),
     (26, -24, -24),
+    (38, -16, -27),
+    (37, -30, -20),
+    (31, 5, -30),
 )
-_MEDIAL_TEMPORAL_WIDTH_MM = 5.5
+_MEDIAL_TEMPORAL_WIDTH_MM = 10.0
+_TEMPORAL_HORN_MM = ((32, -6, -25), (34, -12, -21), (36, -19, -17), (36, -26, -12), (34, -33, -7))
+_TEMPORAL_HORN_WIDTH_MM = 4.0
 _VENTRICLE_BOX_MM = ((-42, 42), (-52, 40), (-6, 34))  # lateral and third ventricles; cisterns lie lower or further back
 _VENTRICLE_DEPTH_MM = 22.0  # ... and nearer to the surface
 
@@ -35,7 +41,8 @@ class Regions:
     Attributes:
         ventricles: Fluid of the lateral and third ventricles.
         cortex: Grey matter that thins with age: all of it but the deep nuclei.
-        medial_temporal: Hippocampus, amygdala, entorhinal and parahippocampal cortex of both sides.
+        medial_temporal: Grey matter of hippocampus, amygdala and the cortex around them, both sides.
+        temporal_horn: Where the ventricle's horn beside the hippocampus opens when that shrinks; closed in the template.
         sulcal: Grey matter beside the fluid of sulci, which gives way to it with age.
         periventricular: White matter around the ventricles, which darkens with age.
     """
@@ -43,6 +50,7 @@ class Regions:
     ventricles: Volume
     cortex: Volume
     medial_temporal: Volume
+    temporal_horn: Volume
     sulcal: Volume
     periventricular: Volume
 
@@ -60,7 +68,8 @@ def load_regions() -> Regions:
         ventricles=ventricles,
         cortex=cortex,
         sulcal=cortex * np.clip(4 * ndimage.gaussian_filter(template.csf, 1.5 / REGION_SPACING_MM), 0, 1),
-        medial_temporal=_near_points(template) * template.grey,
+        medial_temporal=_near_points(template, _MEDIAL_TEMPORAL_MM, _MEDIAL_TEMPORAL_WIDTH_MM) * template.grey,
+        temporal_horn=_near_points(template, _TEMPORAL_HORN_MM, _TEMPORAL_HORN_WIDTH_MM),
         periventricular=np.clip(2.5 * near_ventricles, 0, 1) * template.white * _ramp(depth_mm, full=18.0, none=10.0),
     )
 
@@ -89,13 +98,14 @@ def _find_ventricles(template: Template, depth_mm: Volume) -> Volume:
     return (template.csf * around).astype(np.float32)
 
 
-def _near_points(template: Template) -> Volume:
+def _near_points(template: Template, points: tuple[tuple[int, int, int], ...], width_mm: float) -> Volume:
+    """A plateau around each point and its mirror image, falling to half at about the width."""
     x, y, z = template.coordinates_mm()
     x = np.abs(x)
     nearest = np.full(x.shape, np.inf, dtype=np.float32)
-    for point in _MEDIAL_TEMPORAL_MM:
+    for point in points:
         np.minimum(nearest, (x - point[0]) ** 2 + (y - point[1]) ** 2 + (z - point[2]) ** 2, out=nearest)
-    return np.exp(-((nearest / (2 * _MEDIAL_TEMPORAL_WIDTH_MM**2)) ** 2)).astype(np.float32)
+    return np.exp(-((nearest / width_mm**2) ** 2 * np.float32(np.log(2)))).astype(np.float32)
 
 
 def _ramp(values: Volume, *, full: float, none: float) -> Volume:

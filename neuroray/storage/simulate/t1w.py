@@ -52,6 +52,8 @@ def _signal_weights(site: Site, state: BrainState, *, with_head: bool) -> dict[s
         "detail": 1.0,
         "sulcal": state.sulcal_loss_fraction * (site.csf - grey),
         "medial_temporal": state.medial_temporal_loss_fraction * (site.csf - grey),
+        "horn_grey": state.horn_fraction * (site.csf - grey),
+        "horn_white": state.horn_fraction * (site.csf - 1.0),
         "periventricular": -state.white_darkening,
     }
     return weights | {"bone": _BONE, "scalp": site.scalp} if with_head else weights
