@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -136,9 +137,10 @@ class ToyReader:
 
 
 def train_each(runs: Sequence[Run]) -> None:
-    """Several runs after one another: processes cost more than what they do."""
+    """Several runs after one another, for processes cost more than what they do; `break_at` ends its run only."""
     for run in runs:
-        train_worker(run)
+        with contextlib.suppress(InterruptedError):
+            train_worker(run)
 
 
 def toy_cohort(num_train: int = 23, num_val: int = 9) -> Cohort:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from neuroray.platform.data.splits import SplitConfig
 from neuroray.platform.models.dinoatten3d import DinoAtten3DConfig
 from neuroray.platform.models.layers.encoder import SliceEncoderConfig
 from neuroray.platform.models.layers.slices import SliceStackConfig
@@ -22,7 +21,6 @@ def smoke() -> DinoAtten3DRecipe:
             standardise=True,
         ),
         optim=OptimConfig(name="adamw", lr=1e-3, weight_decay=1e-2),
-        split=SplitConfig(test_parts=2),
         loop=LoopConfig(num_epochs=20, checkpoint_every_steps=20),
     )
 

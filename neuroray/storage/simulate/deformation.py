@@ -15,7 +15,7 @@ CONTROL_SPACING_MM = 12.0
 _ORIGIN_MM = np.array([-122.0, -158.0, -96.0])  # the first control point, two beyond the template's corner
 _CONTROL_SHAPE = (21, 24, 20)
 _DENSE_FACTOR = 3  # the random field is laid out every 4 mm
-_SCALES_MM = ((40.0, 1.8), (16.0, 0.9))  # width of the bumps and standard deviation of what they move, coarse and fine
+_SCALES_MM = ((40.0, 1.4), (16.0, 0.5))  # width of the bumps and standard deviation of what they move, coarse and fine
 _ATROPHY_STEPS = 4
 
 SPACING_MM = 3.0  # every head's displacement is worked out once, on this grid about the undeformed template

@@ -200,7 +200,7 @@ def age_brain(config: CohortConfig, person: Person, visit_index: int) -> BrainSt
         cortex=-0.05 + 0.5 * life + person.cortex_offset,
         medial_temporal=0.12 * life + 0.85 * severity,
         sulcal_loss_fraction=max(0.0, 0.22 * life + person.cortex_offset),
-        medial_temporal_loss_fraction=min(0.95, 0.45 * severity),
+        medial_temporal_loss_fraction=min(0.95, 0.75 * severity),
         horn_fraction=min(1.0, 0.75 * severity),
         white_darkening=0.16 * max(life, 0) ** 2,
         contrast_loss=0.18 * max(life, 0),

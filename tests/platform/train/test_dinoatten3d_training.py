@@ -19,6 +19,7 @@ from neuroray.platform.train.recipe import DataConfig, LoopConfig, RecipeError
 from neuroray.platform.train.run_folder import read_recipe
 from neuroray.platform.train.tasks.dinoatten3d import DinoAtten3DRecipe
 from neuroray.storage.checkpoint import load_weights
+from neuroray.storage.features import FeatureStore
 from neuroray.storage.locations import Location
 from neuroray.storage.store import ScanStore
 
@@ -73,6 +74,19 @@ def test_released_leaves_attention_and_classifier_as_they_were_drawn(store: Scan
     weights, _, _ = load_weights(tmp_path / "model")
     for name, value in drawn.items():
         assert torch.equal(weights[f"head.{name}"], value) == (not name.startswith("embedding.")), name
+
+
+def test_features_are_standardised_by_the_training_people_alone(store: ScanStore, tmp_path: Path):
+    recipe = make_recipe(model=dataclasses.replace(MODEL, standardise=True))
+    fit(recipe, store=store.uri, out=str(tmp_path))
+    weights, card, _ = load_weights(tmp_path / "model")
+    split = json.loads((tmp_path / "splits.json").read_text())
+    features = FeatureStore(store, card["feature_fingerprint"])
+    read = (features.read(scan_id) for scan_id in split["train"])
+    slices = np.concatenate([one.features[one.mask] for one in read]).astype(np.float64)
+    # float64 sums stored as float32
+    np.testing.assert_allclose(weights["head.feature_mean"], slices.mean(0), atol=1e-6)
+    np.testing.assert_allclose(weights["head.feature_scale"], slices.std(0), rtol=1e-6)
 
 
 def test_a_finished_run_started_again_says_so_and_changes_nothing(store: ScanStore, tmp_path: Path):
