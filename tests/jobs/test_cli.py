@@ -29,7 +29,7 @@ def test_wrong_arguments_are_told_in_one_line_with_code_2(capsys):
     assert leave_code(["inspect"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "target" in said
+    assert "A store (folder or s3://bucket/prefix) or a scan file" in said
     assert "neuroray inspect --help" in said
 
 

@@ -24,7 +24,12 @@ from neuroray.storage.features import FeatureStore
 from neuroray.storage.locations import Location
 from neuroray.storage.store import ScanStore
 
-SLICES = ["--model.slices.num-slices", "6", "--model.slices.image-size", "32"]
+# The encoder of the cohort's made-up features, in place of the smoke recipe's.
+SLICES = [
+    *("--model.slices.num-slices", "6", "--model.slices.image-size", "32"),
+    *("--model.slices.fit", "crop", "--model.slices.slice-spacing-mm", "None"),
+    *("--model.encoder.backbone", "resnet10t.c3_in1k", "--model.encoder.readout", "pool"),
+]
 HEAD = ["--model.hidden", "16", "--model.embedding", "32", "16"]
 
 

@@ -30,7 +30,7 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Two runs, each in process and on two ranks: `toy` (of which `broken` is a half), and `dinoatten3d` on made-up data.
+    """Two runs, in process and on two ranks: `toy` (of which `broken` is a half), and `dinoatten3d` on made-up data.
 
     22 people in batches of 7 make ranks of 3 and 4 rows, and of 0 and 1 at the end of an epoch.
     """
