@@ -9,7 +9,8 @@ import numpy as np
 from neuroray.platform.models.dinoatten3d import DinoAtten3DConfig
 from neuroray.platform.models.layers.encoder import SliceEncoderConfig
 from neuroray.platform.models.layers.slices import SliceStackConfig
-from neuroray.platform.train.tasks.dinoatten3d import feature_fingerprint
+from neuroray.platform.train.recipe import LoopConfig
+from neuroray.platform.train.tasks.dinoatten3d import DinoAtten3DRecipe, feature_fingerprint
 from neuroray.storage.bids import Participant
 from neuroray.storage.features import FeatureSet, FeatureStore
 from neuroray.storage.scan import Scan
@@ -21,6 +22,11 @@ MODEL = DinoAtten3DConfig(
     hidden=16,
     embedding=(32, 16),
 )
+
+
+def tiny() -> DinoAtten3DRecipe:
+    """A recipe for these features, which no change to the package's own recipes moves."""
+    return DinoAtten3DRecipe(name="tiny", model=MODEL, loop=LoopConfig(num_epochs=3))
 
 
 def write_feature_cohort(store_uri: str | Path, *, num_people: int = 40, with_features: bool = True) -> ScanStore:

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from contracts.feature_cohort import write_feature_cohort
+from contracts import feature_cohort
+from contracts.feature_cohort import MODEL, write_feature_cohort
 
 from neuroray.jobs import train
 from neuroray.jobs.cli import UsageError
@@ -24,14 +25,6 @@ from neuroray.storage.features import FeatureStore
 from neuroray.storage.locations import Location
 from neuroray.storage.store import ScanStore
 
-# The encoder of the cohort's made-up features, in place of the smoke recipe's.
-SLICES = [
-    *("--model.slices.num-slices", "6", "--model.slices.image-size", "32"),
-    *("--model.slices.fit", "crop", "--model.slices.slice-spacing-mm", "None"),
-    *("--model.encoder.backbone", "resnet10t.c3_in1k", "--model.encoder.readout", "pool"),
-]
-HEAD = ["--model.hidden", "16", "--model.embedding", "32", "16"]
-
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> ScanStore:
@@ -39,8 +32,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ScanStore:
 
 
 def command(store: ScanStore, out: Path, *options: str) -> list[str]:
-    places = ["--store", store.uri, "--out", str(out)]
-    return ["dinoatten3d:smoke", *places, *SLICES, *HEAD, "--loop.num-epochs", "3", *options]
+    return [f"{feature_cohort.__file__}:tiny", "--store", store.uri, "--out", str(out), *options]
 
 
 def test_every_field_can_be_set_and_is_recorded(store: ScanStore, tmp_path: Path):
@@ -67,8 +59,9 @@ def test_a_run_that_is_done_keeps_its_record(store: ScanStore, tmp_path: Path):
 def test_a_dry_run_tells_sizes_and_steps_and_writes_nothing(store: ScanStore, tmp_path: Path):
     answer = train.main(command(store, tmp_path / "run", "--dry-run"))
     plan = answer["plans"][0]
-    # attention 512*16+16 + 16+1, embedding 512*32+32 + 32*16+16, classifier 16*2+2
-    assert plan["num_trained_parameters"] == 8225 + 16944 + 34
+    channels = MODEL.encoder.resolve_channels(MODEL.slices.image_size)
+    attention, embedding = 16 * channels + 16 + 16 + 1, 32 * channels + 32 + 16 * 32 + 16
+    assert plan["num_trained_parameters"] == attention + embedding + 2 * 16 + 2
     assert (plan["steps_per_epoch"], plan["num_steps"]) == (2, 6)
     assert plan["cohort"]["counts"]["train"] == {"control": 16, "disease": 16}
     assert plan["cohort"]["left_out"] == 1
@@ -133,7 +126,8 @@ def test_wrong_use_says_what_would_be_right(argv: list[str], message: str):
 def test_a_job_killed_on_the_way_goes_on_to_the_same_curve(store: ScanStore, tmp_path: Path):
     options = ["--loop.num-epochs", "60", "--loop.checkpoint-every-steps", "7"]
     broken = command(store, tmp_path / "broken", *options)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    tests = str(Path(__file__).parents[1])  # the recipe's file imports from there
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": tests}
     process = subprocess.Popen([sys.executable, "-m", "neuroray", "train", *broken], env=environment)
     _wait_for_step(tmp_path / "broken", 40)
     process.send_signal(signal.SIGKILL)

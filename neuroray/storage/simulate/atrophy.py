@@ -56,7 +56,8 @@ def load_atrophy_fields() -> AtrophyFields:
         ),
         cortex=_solve(gains=_share_out(regions.cortex, fluid, _CORTEX_REACH_MM), losses=regions.cortex),
         medial_temporal=_solve(
-            gains=_share_out(regions.medial_temporal, temporal_fluid, _MEDIAL_TEMPORAL_REACH_MM), losses=regions.medial_temporal
+            gains=_share_out(regions.medial_temporal, temporal_fluid, _MEDIAL_TEMPORAL_REACH_MM),
+            losses=regions.medial_temporal,
         ),
     )
 

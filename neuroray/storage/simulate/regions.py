@@ -42,7 +42,7 @@ class Regions:
         ventricles: Fluid of the lateral and third ventricles.
         cortex: Grey matter that thins with age: all of it but the deep nuclei.
         medial_temporal: Grey matter of hippocampus, amygdala and the cortex around them, both sides.
-        temporal_horn: Where the ventricle's horn beside the hippocampus opens when that shrinks; closed in the template.
+        temporal_horn: Where the horn beside the hippocampus opens when that shrinks; closed in the template.
         sulcal: Grey matter beside the fluid of sulci, which gives way to it with age.
         periventricular: White matter around the ventricles, which darkens with age.
     """
