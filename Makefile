@@ -6,6 +6,8 @@ STAMP  := $(VENV)/.installed
 UV     := 0.13.8
 STORE  ?=
 OUT    ?= demo
+# What make test is given besides: paths or options of pytest; nothing runs all.
+TESTS  ?=
 
 # Ray would otherwise package the folder again, phone home, or write a token into HOME while tests run.
 export RAY_USAGE_STATS_ENABLED := 0
@@ -24,7 +26,7 @@ demo: $(STAMP)
 	@$(BIN)/python -m neuroray demo --out "$(OUT)" $(if $(STORE),--store "$(STORE)")
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -m "not gpu"
+	@$(BIN)/python -m pytest -m "not gpu" $(TESTS)
 
 check: $(STAMP)
 	@$(BIN)/ruff check .
