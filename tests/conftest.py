@@ -20,6 +20,7 @@ os.environ.update(
     RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
     RAY_USAGE_STATS_ENABLED="0",
     RAY_TRAIN_V2_ENABLED="1",
+    RAY_raylet_start_wait_time_s="180",
     HF_HUB_OFFLINE="1",
     MPLBACKEND="Agg",
 )
