@@ -7,9 +7,7 @@ from neuroray.errors import NeurorayError
 
 
 def test_an_error_tells_given_expected_and_fix_in_one_line():
-    error = NeurorayError(
-        "the axis is empty", given="shape (0, 3)", expected="at least one voxel", fix="export it again"
-    )
+    error = NeurorayError("the axis is empty", given="shape (0, 3)", expected="at least one voxel", fix="export again")
     assert str(error) == (
         "the axis is empty; given shape (0, 3); expected at least one voxel; likely fix: export again"
     )
