@@ -158,6 +158,39 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(head.eval()(features).logits, head(features).logits)
 
 
+def test_standardising_undoes_any_scale_and_offset_of_a_channel() -> None:
+    torch.manual_seed(0)
+    plain = small_config(standardise=True).build_head().eval()
+    torch.manual_seed(0)
+    stretched = small_config(standardise=True).build_head().eval()
+    scans = torch.randn(4, 7, 64)
+    scale, offset = torch.rand(64) * 1e-3 + 1e-4, torch.randn(64)
+    plain.fit_scale(scans)
+    stretched.fit_scale(scans * scale + offset)
+    # The offset takes three or four of float32's seven digits from channels that vary by 1e-3 to 1e-4.
+    assert torch.allclose(stretched(scans * scale + offset).logits, plain(scans).logits, atol=5e-3)
+    assert not torch.allclose(stretched(scans).logits, plain(scans).logits, atol=0.1)
+
+
+def test_constant_channels_stay_finite_and_statistics_travel_with_the_weights() -> None:
+    head = small_config(standardise=True).build_head().eval()
+    scans = torch.randn(4, 7, 64)
+    scans[..., 5] = 3.0
+    head.fit_scale(scans)
+    expected = head(scans).logits
+    assert expected.isfinite().all()
+    copy = small_config(standardise=True).build_head().eval()
+    copy.load_state_dict(head.state_dict())
+    assert torch.equal(copy(scans).logits, expected)
+
+
+def test_a_head_that_does_not_standardise_takes_no_statistics(head: DinoAtten3DHead) -> None:
+    with pytest.raises(ModelError, match="nothing to standardise"):
+        head.fit_scale(torch.randn(2, 7, 64))
+    with pytest.raises(ModelError, match="0 slices"):
+        small_config(standardise=True).build_head().fit_scale([])
+
+
 def test_a_head_is_built_without_timm_where_the_channels_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     assert DinoAtten3DConfig(encoder=SliceEncoderConfig(channels=384)).build_head().num_channels == 384

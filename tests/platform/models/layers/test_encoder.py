@@ -73,6 +73,16 @@ def test_the_mean_readout_takes_all_tokens_after_the_norm(images: torch.Tensor) 
     assert torch.allclose(encoder(images), tokens.mean(1), atol=1e-5)
 
 
+def test_the_grid_readout_lays_patches_side_by_side_row_by_row(images: torch.Tensor) -> None:
+    encoder = build(readout="grid")
+    with torch.no_grad():
+        tokens = encoder.backbone.forward_features((images - 0.5) / 0.5)
+    vectors = encoder(images)
+    assert vectors.shape == (5, encoder.num_channels)
+    for place in range(4):
+        assert torch.allclose(vectors[:, 64 * place : 64 * (place + 1)], tokens[:, 1 + place], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("backbone", "readout", "channels"),
     [
