@@ -79,7 +79,7 @@ def run(args: Args, recipe: Recipe) -> dict[str, Any]:
         return {"text": "\n".join(map(_tell_plan, runs)), "plans": [_plan(run) for run in runs]}
     num_workers = recipe.scaling.worker_range[1]
     with contextlib.ExitStack() as stack:
-        if num_workers > 0:
+        if num_workers > 0 or recipe.data.feed == "ray":
             stack.enter_context(ensure_ray(num_cpus=math.ceil(num_workers * recipe.scaling.cpus_per_worker)))
         results = [_fit(args, run) for run in runs]
     text = "\n".join(map(_tell_result, results))

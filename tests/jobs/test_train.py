@@ -88,10 +88,10 @@ def test_extract_makes_the_features_that_are_missing(tmp_path: Path):
 def test_a_recipe_may_stand_in_a_file_of_ones_own(store: ScanStore, tmp_path: Path):
     (tmp_path / "mine.py").write_text(
         "import dataclasses\n"
-        "from neuroray.jobs.recipes.dinoatten3d import smoke\n"
+        "from contracts.feature_cohort import tiny\n"
         "from neuroray.platform.train.recipe import OptimConfig\n"
         "def run():\n"
-        "    return dataclasses.replace(smoke(), name='mine', optim=OptimConfig(lr=0.5))\n"
+        "    return dataclasses.replace(tiny(), name='mine', optim=OptimConfig(lr=0.5))\n"
         "def broken():\n"
         "    return 3\n"
     )
@@ -100,8 +100,8 @@ def test_a_recipe_may_stand_in_a_file_of_ones_own(store: ScanStore, tmp_path: Pa
     assert answer["plans"][0]["recipe"]["optim"]["lr"] == 0.5
     with pytest.raises(UsageError, match="returned no recipe"):
         train.main([f"{tmp_path}/mine.py:broken", *argv[1:]])
-    with pytest.raises(UsageError, match=r"has no recipe 'smoke'.*one of broken, run"):
-        train.main([f"{tmp_path}/mine.py:smoke", *argv[1:]])
+    with pytest.raises(UsageError, match=r"has no recipe 'tiny'.*one of broken, run"):
+        train.main([f"{tmp_path}/mine.py:tiny", *argv[1:]])
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,88 +16,18 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_model_state_dict, set_state_dict
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
+from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 
-from neuroray.errors import NeurorayError
+from neuroray.platform.train.manifest import CheckpointError, Manifest, Progress
 from neuroray.platform.train.parallel import Team
 from neuroray.platform.train.recipe import RecipeError
 from neuroray.storage.faults import MissingObjectError
 from neuroray.storage.locations import Location
 
-_FORMAT = 1
 _MANIFEST = "manifest.json"
 
 logger = logging.getLogger(__name__)
-
-
-class CheckpointError(NeurorayError, OSError):
-    """A checkpoint that is incomplete or damaged, or a folder that the workers do not share."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How far a run has come: all of its state that is not a tensor.
-
-    The learning rate, the order of samples and the random numbers of a step are functions of the step, so they need
-    no place here.
-
-    Attributes:
-        step: Steps done.
-        best_step: The step with the best evaluation so far; None before the first.
-        best_scores: What that evaluation gave.
-        best_checkpoint: The folder with its weights.
-        evaluations_since_best: Against the recipe's patience.
-        stopped_early: The patience has run out: no step follows.
-    """
-
-    step: int = 0
-    best_step: int | None = None
-    best_scores: dict[str, float] = field(default_factory=dict)
-    best_checkpoint: str | None = None
-    evaluations_since_best: int = 0
-    stopped_early: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """What a checkpoint folder holds; its presence, whole, makes the checkpoint exist."""
-
-    name: str
-    progress: Progress
-    identity: dict[str, Any]
-    world_size: int
-    files: tuple[dict[str, Any], ...]
-
-    def to_bytes(self) -> bytes:
-        """JSON with a checksum over itself, so that a torn or altered manifest shows."""
-        body = {
-            "format": _FORMAT,
-            "name": self.name,
-            "progress": {name: getattr(self.progress, name) for name in Progress.__slots__},
-            "identity": self.identity,
-            "world_size": self.world_size,
-            "files": list(self.files),
-        }
-        return json.dumps({**body, "sha256": _digest_json(body)}, indent=2).encode()
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Manifest:
-        """Reads what `to_bytes` made.
-
-        Raises:
-            CheckpointError: the bytes are not a whole manifest of this format.
-        """
-        try:
-            body = json.loads(data)
-            digest = body.pop("sha256")
-            whole = digest == _digest_json(body) and body.pop("format") == _FORMAT
-            if whole:
-                files = tuple(body.pop("files"))
-                return cls(progress=Progress(**body.pop("progress")), files=files, **body)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError("the manifest is not whole", given=f"{type(error).__name__}: {error}") from error
-        raise CheckpointError("the manifest's checksum or format does not fit")
 
 
 class Checkpoints:
@@ -111,7 +39,7 @@ class Checkpoints:
         attempt: A word that no other start of this run uses; it ends every folder's name, so that what a dead attempt
             left half written is never mixed with ours.
         keep: Newest checkpoints that stay, besides the best.
-        identity: What must be the same for a checkpoint to be continued (recipe, catalogue version, split).
+        identity: What must be the same for a checkpoint to be continued (recipe, catalogue version, features).
     """
 
     def __init__(self, location: Location, team: Team, *, attempt: str, keep: int, identity: dict[str, Any]) -> None:
@@ -136,7 +64,7 @@ class Checkpoints:
         folder = self._location.child(name)
         with tempfile.TemporaryDirectory(prefix="neuroray-checkpoint-") as scratch, _quiet_alone():
             # Every rank writes beside itself and then copies, so that local disk and bucket take the same way.
-            save(_state(module, optimizer), storage_writer=FileSystemWriter(scratch), no_dist=self._is_alone)
+            save_sharded(_state(module, optimizer), storage_writer=FileSystemWriter(scratch), no_dist=self._is_alone)
             written = [_copy_out(path, folder) for path in sorted(Path(scratch).iterdir())]
         files = tuple(entry for entries in self._team.gather(written) for entry in entries)
         if self._team.is_lead:
@@ -157,7 +85,7 @@ class Checkpoints:
         one that wrote it.
 
         Raises:
-            RecipeError: a checkpoint belongs to another recipe, catalogue version or split.
+            RecipeError: a checkpoint belongs to another recipe, catalogue version or features.
         """
         with tempfile.TemporaryDirectory(prefix="neuroray-restore-") as scratch:
             # Only the lead looks; what it finds wrong it must tell the others, who would wait for ever.
@@ -171,7 +99,7 @@ class Checkpoints:
                 _copy_in(self._location.child(found.name), found, Path(scratch))
             state = _state(module, optimizer)
             with _quiet_alone():
-                load(state, storage_reader=FileSystemReader(scratch), no_dist=self._is_alone)
+                load_sharded(state, storage_reader=FileSystemReader(scratch), no_dist=self._is_alone)
             set_state_dict(module, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
         return found.progress
 
@@ -253,7 +181,7 @@ def load_model(location: Location, name: str, module: nn.Module) -> Manifest:
     with tempfile.TemporaryDirectory(prefix="neuroray-load-") as scratch, _quiet_alone():
         _copy_in(location.child(name), manifest, Path(scratch))
         state = {"model": module.state_dict()}
-        load(state, storage_reader=FileSystemReader(scratch), no_dist=True)
+        load_sharded(state, storage_reader=FileSystemReader(scratch), no_dist=True)
     set_model_state_dict(module, state["model"])
     return manifest
 
@@ -311,10 +239,6 @@ def _copy_in(folder: Location, manifest: Manifest, scratch: Path) -> None:
         if len(data) != entry["size_bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise CheckpointError(f"{entry['name']} is damaged")
         (scratch / entry["file"]).write_bytes(data)
-
-
-def _digest_json(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

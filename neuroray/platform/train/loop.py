@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from neuroray.platform.data.plan import Plan, PlanConfig, ReadItem
-from neuroray.platform.train.checkpointing import Checkpoints, Progress, load_model
+from neuroray.platform.train.checkpointing import Checkpoints, load_model
 from neuroray.platform.train.feed import choose_feed, stream_batches
+from neuroray.platform.train.manifest import Progress
 from neuroray.platform.train.metrics_log import MetricsLog
 from neuroray.platform.train.optim import build_optimizer, learning_rate
 from neuroray.platform.train.parallel import Team, join_team, shard

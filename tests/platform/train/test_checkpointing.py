@@ -9,14 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from neuroray.platform.train.checkpointing import (
-    CheckpointError,
-    Checkpoints,
-    Progress,
-    load_model,
-    read_manifest,
-    verify_checkpoint,
-)
+from neuroray.platform.train.checkpointing import Checkpoints, load_model, read_manifest, verify_checkpoint
+from neuroray.platform.train.manifest import CheckpointError, Progress
 from neuroray.platform.train.parallel import Team
 from neuroray.storage.locations import Location
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from contracts.toy_training import ToyRecipe, toy_run
 
-from neuroray.platform.train.checkpointing import Progress
 from neuroray.platform.train.loop import train_worker, weigh
+from neuroray.platform.train.manifest import Progress
 from neuroray.platform.train.metrics_log import read_metrics
 from neuroray.platform.train.recipe import LoopConfig, OptimConfig, RecipeError
 from neuroray.platform.train.step import TrainingError
