@@ -57,7 +57,7 @@ def run(args: Args) -> dict[str, Any]:
     if "://" in args.out:
         raise SimulationError("a cohort is simulated into a local folder", given=args.out, fix="ingest it from there")
     config, started = _make_config(args), time.monotonic()
-    num_workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
+    num_workers = _count_cores() if args.workers is None else args.workers
     if num_workers < 1:
         raise SimulationError("at least one worker is needed", given=num_workers)
     with record_run(args.out, job="simulate", args=args, seed=args.seed) as record:
@@ -75,6 +75,11 @@ def run(args: Args) -> dict[str, Any]:
         f"{summary.size_bytes / 1e6:.0f} MB) in {args.out}; {summary.num_simulated} made now, in {seconds:.1f} s"
     )
     return answer
+
+
+def _count_cores() -> int:
+    # A container may lend fewer cores than the machine has; not every system can say so.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _make_config(args: Args) -> CohortConfig:

@@ -19,9 +19,10 @@ def smoke() -> DinoAtten3DRecipe:
             slices=SliceStackConfig(num_slices=32, slice_spacing_mm=4.0, image_size=96, fit="pad"),
             encoder=SliceEncoderConfig(backbone="test_vit", weights="random", readout="grid"),
             standardise=True,
+            feature_dropout=0.8,
         ),
-        optim=OptimConfig(name="adamw", lr=1e-3, weight_decay=1e-2),
-        loop=LoopConfig(num_epochs=20, checkpoint_every_steps=20),
+        optim=OptimConfig(name="adamw", lr=3e-4, weight_decay=1e-2),
+        loop=LoopConfig(num_epochs=30, checkpoint_every_steps=20),
     )
 
 

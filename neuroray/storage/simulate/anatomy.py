@@ -44,17 +44,22 @@ class Head:
 def grow_head(config: CohortConfig, person: Person, visit_index: int) -> Head:
     """The head of a person at a visit; only what age and disease do differs between visits."""
     state = age_brain(config, person, visit_index)
-    controls = deformation.draw_controls(
-        open_stream(config.seed, Stream.FAMILY_SHAPE, person.family_index),
-        open_stream(config.seed, Stream.OWN_SHAPE, person.index),
-        shares=(_FAMILY_SHARE, 1 - _FAMILY_SHARE),
-    )
+    controls = draw_shape(config, person)
     velocity = atrophy.combine(ventricles=state.ventricles, cortex=state.cortex, medial_temporal=state.medial_temporal)
     return Head(
         state=state,
         stretch=np.diag([*person.scales, 1.0]),
         controls=controls,
         displacement=deformation.deform(controls, velocity),
+    )
+
+
+def draw_shape(config: CohortConfig, person: Person) -> deformation.Controls:
+    """What makes a head differ from others: one part shared with siblings, one part the person's own."""
+    return deformation.draw_controls(
+        open_stream(config.seed, Stream.FAMILY_SHAPE, person.family_index),
+        open_stream(config.seed, Stream.OWN_SHAPE, person.index),
+        shares=(_FAMILY_SHARE, 1 - _FAMILY_SHARE),
     )
 
 

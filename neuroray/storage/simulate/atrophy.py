@@ -33,9 +33,10 @@ class AtrophyFields:
     """Velocities in mm per unit of strength on the grid of the regions, each pointing the way tissue moves.
 
     Attributes:
-        ventricles: Unit strength grows the ventricles' fluid by a rate of 1 (a factor e where the rate is uniform).
-        cortex: Unit strength shrinks cortical grey matter by a rate of 1.
-        medial_temporal: Unit strength shrinks the medial temporal region by a rate of 1.
+        ventricles: Unit strength grows the ventricles' fluid by a rate of 1 (a factor e), less what smoothing takes.
+        cortex: Unit strength shrinks cortical grey matter by a rate of 1, of which smoothing over the thin ribbon
+            leaves about a seventh.
+        medial_temporal: Unit strength shrinks the medial temporal region by a rate of 1, less what smoothing takes.
     """
 
     ventricles: Field

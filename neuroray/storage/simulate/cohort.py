@@ -71,7 +71,6 @@ def simulate_cohort(
     num_simulated = sum(watch(_simulate_people(config, root, num_workers)))
     people = [draw_person(config, index) for index in range(config.num_subjects)]
     bids_writer.write_participants(root, people)
-    ground_truth.write_maps(root, config.modalities)
     ground_truth.write_cohort_truth(root, people)
     paths = [path for person in people for _, _, path in _list_scans(root, config, person)]
     return CohortSummary(
@@ -84,17 +83,22 @@ def simulate_cohort(
 
 
 def _simulate_people(config: CohortConfig, root: Path, num_workers: int) -> Iterator[int]:
+    """The number of new scans of each person, those first who were there already."""
+    missing = [index for index in range(config.num_subjects) if not _is_finished(config, root, index)]
+    yield from (0 for _ in range(config.num_subjects - len(missing)))
     work = functools.partial(simulate_person, config, root)
-    indices = range(config.num_subjects)
-    num_workers = min(num_workers, math.ceil(config.num_subjects / _PEOPLE_PER_WORKER))
+    num_workers = min(num_workers, math.ceil(len(missing) / _PEOPLE_PER_WORKER))
     if num_workers <= 1:
-        yield from map(work, indices)
+        yield from map(work, missing)
+        ground_truth.write_maps(root, config.modalities)
         return
     # Spawned, not forked: the caller may hold threads (Ray, torch) that a fork would tear apart.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_workers, context, initializer=_load_maps, initargs=(config,)) as pool:
+        maps = pool.submit(ground_truth.write_maps, root, config.modalities)
         try:
-            yield from pool.map(work, indices)
+            yield from pool.map(work, missing)
+            maps.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -137,6 +141,11 @@ def _load_maps(config: CohortConfig) -> None:
         load_tissues_for(config.bold_spacing_mm)
         networks.load_network_maps()
     forget_finest_template()
+
+
+def _is_finished(config: CohortConfig, root: Path, index: int) -> bool:
+    person = draw_person(config, index)
+    return all(_is_done(config, root, person, visit_index) for visit_index in range(len(person.visit_ages_years)))
 
 
 def _is_done(config: CohortConfig, root: Path, person: Person, visit_index: int) -> bool:

@@ -111,13 +111,16 @@ def write_cohort_truth(root: Path, people: Sequence[Person]) -> None:
 
 
 def write_maps(root: Path, modalities: Sequence[Modality]) -> None:
-    """Where in the template things happen: soft masks, and for BOLD the networks along the fourth axis."""
-    folder, affine = root / GROUND_TRUTH / "maps", load_template(REGION_SPACING_MM).affine
-    regions = load_regions()
+    """Where in the template things happen: soft masks, and for BOLD the networks along the fourth axis.
+
+    Maps that are there already are kept: they are the same for every cohort.
+    """
+    folder = root / GROUND_TRUTH / "maps"
     for name in get_args(PlantedMap):
-        _write_map(folder / f"{name}.nii.gz", getattr(regions, name), affine)
-    _write_map(folder / "grey.nii.gz", load_template(REGION_SPACING_MM).grey, affine)
-    if "bold" in modalities:
+        if not (folder / f"{name}.nii.gz").is_file():
+            values, affine = getattr(load_regions(), name), load_template(REGION_SPACING_MM).affine
+            _write_map(folder / f"{name}.nii.gz", values, affine)
+    if "bold" in modalities and not (folder / "networks.json").is_file():
         networks = load_network_maps()
         _write_map(folder / "networks.nii.gz", np.moveaxis(networks.left + networks.right, 0, -1), networks.affine)
         write_json(folder / "networks.json", {"networks": list(NETWORKS)})

@@ -174,7 +174,7 @@ def draw_person(config: CohortConfig, index: int) -> Person:
         diagnosis="disease" if is_ill else "control",
         cognition=round(100 + 15 * own_mind),
         family_index=family_index,
-        site_index=int(stream.integers(len(SITES))),
+        site_index=design.site_indices[place],
         visit_ages_years=(age, *_draw_later_ages(config, index, age, stream)),
         severity=severity if is_ill else 0.0,
         pace=float(np.clip(stream.normal(1.0, 0.12), 0.7, 1.4)),
@@ -212,12 +212,13 @@ class _Design:
     ages: tuple[float, ...]
     is_ill: tuple[bool, ...]
     is_male: tuple[bool, ...]
+    site_indices: tuple[int, ...]
     sibling_places: tuple[int, ...]
     family_mind: float
 
 
 def _draw_design(config: CohortConfig, block: int) -> _Design:
-    """Ages of two pairs, who is ill, and who are siblings; in random order."""
+    """Ages of two pairs, who is ill, who are siblings, and where each is scanned; in random order."""
     stream = open_stream(config.seed, Stream.DESIGN, block)
     start = open_stream(config.seed, Stream.DESIGN).random()
     # Multiples of the golden ratio spread evenly, so that small cohorts cover all ages too.
@@ -234,6 +235,8 @@ def _draw_design(config: CohortConfig, block: int) -> _Design:
         ages=tuple(ages[o % 2] for o in order),
         is_ill=tuple(bool(o >= 2) for o in order),
         is_male=tuple(bool((o in (0, 3)) == male_first) for o in order),
+        # Every block sees every site, one of them twice.
+        site_indices=tuple(stream.permutation([*range(len(SITES)), stream.integers(len(SITES))]).tolist()),
         sibling_places=tuple(np.flatnonzero(np.isin(order, sibling_orders)).tolist()) if has_family else (),
         family_mind=float(family_mind),
     )

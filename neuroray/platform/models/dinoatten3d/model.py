@@ -35,8 +35,8 @@ class DinoAtten3DConfig(Config):
         gated: Gated attention (Ilse et al. 2018) in place of the released plain tanh form.
         embedding: Widths of the embedding layers, each followed by ReLU; the last is the embedding's.
         num_classes: K.
-        standardise: Bring slice vectors to mean 0 and standard deviation 1 per channel, by the statistics of the
-            training slices (`fit_scale`). The authors do not; random encoders, whose channels hardly vary, need it.
+        standardise: Subtract each channel's mean and divide by its spread between training scans (`fit_scale`). The
+            authors do not; random encoders, whose channels differ far more along a head than between people, need it.
         feature_dropout: Of slice vectors, before attention; the authors have none.
         embedding_dropout: After each embedding layer but the last; the authors have none.
         attention_impl: Implementation of the pooling, see `neuroray.kernels.attention_pool`.
@@ -185,7 +185,10 @@ class DinoAtten3DHead(nn.Module):
         return DinoAtten3DOutput(self.classifier(embedding), embedding, attention)
 
     def fit_scale(self, scans: Iterable[Float[Tensor, "slice channel"]]) -> None:
-        """Takes the statistics for `standardise` from the slices of the training scans; constant channels stay.
+        """Takes the statistics for `standardise` from the training scans; channels alike in all scans stay.
+
+        The spread is that of the scans' mean vectors: what differs between people, which the spread of single slices,
+        most of it the change from neck to crown that all people share, would drown.
 
         Args:
             scans: Vectors of one scan after another, without masked slices; only sums of them are kept.
@@ -193,19 +196,21 @@ class DinoAtten3DHead(nn.Module):
         Raises:
             ModelError: the configuration does not standardise, or there are no slices.
         """
-        num_slices, total, squares = 0, torch.zeros(self.num_channels).double(), torch.zeros(self.num_channels).double()
+        num_scans, total, squares = 0, torch.zeros(self.num_channels).double(), torch.zeros(self.num_channels).double()
         for features in scans:
-            num_slices += len(features)
-            total += features.double().sum(0)
-            squares += features.double().square().sum(0)
-        if not self.config.standardise or num_slices == 0:
+            if len(features):
+                average = features.double().mean(0)
+                num_scans += 1
+                total += average
+                squares += average.square()
+        if not self.config.standardise or num_scans == 0:
             raise ModelError(
                 "there is nothing to standardise by",
-                given=f"standardise {self.config.standardise}, {num_slices} slices",
+                given=f"standardise {self.config.standardise}, {num_scans} scans with slices",
                 expected="standardise on and at least one slice",
             )
-        mean = total / num_slices
-        scale = (squares / num_slices - mean.square()).clamp_min(0).sqrt()
+        mean = total / num_scans
+        scale = (squares / num_scans - mean.square()).clamp_min(0).sqrt()
         self.feature_mean.copy_(mean)
         # Below this the sums have no digits left: such a channel is constant, and dividing would blow up rounding.
         self.feature_scale.copy_(torch.where(scale > 1e-6 * mean.abs() + 1e-12, scale, 1.0))

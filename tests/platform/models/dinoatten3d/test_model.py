@@ -187,7 +187,7 @@ def test_constant_channels_stay_finite_and_statistics_travel_with_the_weights() 
 def test_a_head_that_does_not_standardise_takes_no_statistics(head: DinoAtten3DHead) -> None:
     with pytest.raises(ModelError, match="nothing to standardise"):
         head.fit_scale(torch.randn(2, 7, 64))
-    with pytest.raises(ModelError, match="0 slices"):
+    with pytest.raises(ModelError, match="0 scans"):
         small_config(standardise=True).build_head().fit_scale([])
 
 
