@@ -236,7 +236,7 @@ def _draw_design(config: CohortConfig, block: int) -> _Design:
         is_ill=tuple(bool(o >= 2) for o in order),
         is_male=tuple(bool((o in (0, 3)) == male_first) for o in order),
         # Every block sees every site, one of them twice.
-        site_indices=tuple(stream.permutation([*range(len(SITES)), stream.integers(len(SITES))]).tolist()),
+        site_indices=tuple(stream.permutation([*range(len(SITES)), int(stream.integers(len(SITES)))]).tolist()),
         sibling_places=tuple(np.flatnonzero(np.isin(order, sibling_orders)).tolist()) if has_family else (),
         family_mind=float(family_mind),
     )
