@@ -55,7 +55,7 @@ class Answer:
 def run(args: Args) -> Answer:
     """Looks at the machine; starts nothing and writes nothing."""
     del args
-    findings = (_python(), *_processors(), _accelerator(), _compiler(), *_options(), _weights(), _object_storage())
+    findings = (_python(), *_processors(), _accelerator(), _kernels(), *_options(), _weights(), _object_storage())
     return Answer(findings=findings, versions=package_versions(), git_commit=git_commit())
 
 
@@ -86,7 +86,7 @@ def _accelerator() -> Finding:
     return Finding(topic="accelerator", state="ok", what=f"{names}: training uses nccl")
 
 
-def _compiler() -> Finding:
+def _kernels() -> Finding:
     from neuroray.kernels.attention_pool.api import choose_implementation
 
     chosen = choose_implementation("auto")

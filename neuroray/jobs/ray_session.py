@@ -6,20 +6,32 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import secrets
 from collections.abc import Iterator
 
 _OBJECT_STORE_BYTES = 512 * 2**20
 # Lines of Ray's own actors that say nothing to a person: a cleaner that asks the dashboard, of which there is none,
-# every second; advice on restarts of an actor that is never restarted; the ends of streams that we read to their end.
+# every second; the ends of streams that we read to their end, and of a server that was told to end; how many processes
+# a small machine starts at once.
 _CHATTER = "|".join(
     [
         "Failed to query Ray Train Controller actor state",
         "PreemptionWatcher",
         "Dataset dataset_.* execution finished",
         "Progress bars disabled",
+        "ServeController.graceful_shutdown failed",
+        "PYTHON worker processes have been started on node",
     ]
 )
+_CHATTY_LOGGERS = ("ray.data._internal.execution.streaming_executor", "ray.data._internal.progress")
+
+
+def _hide_chatter(record: logging.LogRecord) -> bool:
+    """Marks a record for Ray Data's log file alone; its console handler leaves out what is marked so."""
+    if re.search(_CHATTER, record.getMessage()):
+        record.hide = True
+    return True
 
 
 @contextlib.contextmanager
@@ -43,6 +55,8 @@ def ensure_ray(*, num_cpus: int = 0) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_environment_as_it_was())
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", _CHATTER)  # Ray reads it when it is imported
+        for name in _CHATTY_LOGGERS:
+            logging.getLogger(name).addFilter(_hide_chatter)  # one that is there already is not added again
         import ray
 
         if ray.is_initialized():

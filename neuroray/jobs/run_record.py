@@ -21,7 +21,7 @@ _PACKAGES = ("ray", "torch", "timm", "zarr", "nibabel", "numpy", "deltalake", "t
 
 
 class RunRecord:
-    """The open record of one job; facts added while it runs are written when it ends, failed or not."""
+    """The open record of one job: written when it starts, and again with all facts when it ends, failed or not."""
 
     def __init__(self, path: Path, job: str, args: dict[str, Any], seed: int | None) -> None:
         self._path = path
@@ -42,9 +42,13 @@ class RunRecord:
         self.facts.update(facts)
 
     def finish(self, status: str) -> None:
-        """Writes the file whole; a reader never sees half of it."""
+        """Writes how it ended, and how long it took."""
         self.facts["status"] = status
         self.facts["seconds"] = round(time.monotonic() - self._started, 3)
+        self.write()
+
+    def write(self) -> None:
+        """Writes the file whole; a reader never sees half of it."""
         partial = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         partial.write_text(json.dumps(self.facts, indent=2, default=str) + "\n")
         partial.replace(self._path)
@@ -65,6 +69,7 @@ def record_run(out: str | Path, *, job: str, args: Any, seed: int | None = None,
     folder.mkdir(parents=True, exist_ok=True)
     record = RunRecord(folder / "run.json", job, _as_dict(args), seed)
     record.add(**facts)
+    record.write()  # a job that is killed leaves word of itself: its status stays `running`
     try:
         yield record
     except BaseException as error:

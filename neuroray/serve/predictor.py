@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from neuroray.errors import NeurorayError
-from neuroray.platform.evaluate.loaded import LoadedModel, SliceView, load_model, slice_positions_mm
+from neuroray.platform.evaluate.loaded import LoadedModel, SliceView, load_model
+from neuroray.platform.models.layers.slices import slice_positions_mm
 from neuroray.storage.locations import Location
 from neuroray.storage.scan import Scan, ScanError
 
@@ -172,7 +173,7 @@ def read_model_card(uri: str) -> ModelCard:
 
 
 def _load_slice_model(folder: Location, card: ModelCard, device: str) -> Predictor:
-    return Predictor(card, load_model(folder, device=device))  # pyright: ignore[reportArgumentType]  # takes a Location too
+    return Predictor(card, load_model(folder, device=device))
 
 
 _LOADERS: dict[str, Callable[[Location, ModelCard, str], Predictor]] = {

@@ -153,7 +153,7 @@ def _fit_head(head: Any, features: dict[str, Any], split: Any, num_steps: int) -
 
 
 def _feature_set(scan: Scan, view: Any, slices: SliceStackConfig) -> FeatureSet:
-    from neuroray.platform.evaluate.loaded import slice_positions_mm
+    from neuroray.platform.models.layers.slices import slice_positions_mm
 
     index = view.slice_index.numpy()
     return FeatureSet(

@@ -24,3 +24,9 @@ def test_a_failed_job_leaves_its_error_and_the_error_goes_on(tmp_path: Path):
     facts = json.loads((tmp_path / "run.json").read_text())
     assert facts["status"] == "failed"
     assert facts["error"] == "ZeroDivisionError: by nought"
+
+
+def test_a_job_that_is_killed_has_left_word_that_it_ran(tmp_path: Path):
+    with record_run(tmp_path, job="train", args={"lr": 0.1}):
+        facts = json.loads((tmp_path / "run.json").read_text())
+    assert (facts["status"], facts["args"]) == ("running", {"lr": 0.1})

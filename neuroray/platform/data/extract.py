@@ -15,13 +15,13 @@ from neuroray.errors import NeurorayError
 from neuroray.platform.data.dataset import scan_dataset, unwrap_error
 from neuroray.platform.data.plan import ReadItem
 from neuroray.platform.data.readers import ScanReader
-from neuroray.platform.models.layers.slices import AXES, SliceStackConfig
+from neuroray.platform.models.layers.slices import SliceStackConfig, slice_positions_mm
 from neuroray.storage.features import FeatureRecord, FeatureSet, FeatureStore
 from neuroray.storage.store import ScanRecord, ScanStore
 
 if TYPE_CHECKING:
     import ray.data
-    from jaxtyping import Float, Int
+    from jaxtyping import Float
 
 Track = Callable[[Iterable[FeatureRecord], int], Iterable[FeatureRecord]]
 """Shows progress over so many records; `platform` itself shows nothing."""
@@ -131,7 +131,9 @@ class SliceExtractor:
         features = FeatureSet(
             features=found.features.cpu().float().numpy(),
             mask=found.mask.cpu().numpy(),
-            position_mm=slice_positions_mm(record, self._slices, slice_index),
+            position_mm=slice_positions_mm(
+                record.shape[-3:], np.array(record.affine).reshape(4, 4), self._slices, slice_index
+            ).astype(np.float32),
             slice_index=slice_index,
         )
         return self.features.write(record, features, commit=False)
@@ -200,17 +202,6 @@ def extract_features(
         num_slices=config.slices.num_slices,
         num_channels=local.num_channels,
     )
-
-
-def slice_positions_mm(
-    record: ScanRecord, slices: SliceStackConfig, slice_index: Int[np.ndarray, " slice"]
-) -> Float[np.ndarray, " slice"]:
-    """World coordinate, along the slice axis, of the middle of each slice, float32; NaN for index -1."""
-    axis = AXES[slices.axis]
-    points = np.array([*((length - 1) / 2 for length in record.shape[-3:]), 1.0]) * np.ones((len(slice_index), 1))
-    points[:, axis] = slice_index
-    along = np.array(record.affine).reshape(4, 4)[axis]
-    return np.where(slice_index >= 0, points @ along, np.nan).astype(np.float32)
 
 
 def _extract_here(extractor: SliceExtractor, scan_ids: Sequence[str]) -> Generator[FeatureRecord]:

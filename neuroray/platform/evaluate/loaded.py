@@ -14,7 +14,7 @@ from torch import Tensor
 
 from neuroray.platform.evaluate.metrics import EvaluationError
 from neuroray.platform.models import MODELS
-from neuroray.platform.models.layers.slices import AXES, SliceStackConfig
+from neuroray.platform.models.layers.slices import SliceStackConfig
 from neuroray.storage.checkpoint import load_weights
 from neuroray.storage.locations import Location
 from neuroray.storage.scan import Scan, ScanError
@@ -131,17 +131,3 @@ def load_model(folder: Location | str | PathLike[str], *, device: str = "cpu") -
     module.load_state_dict(state)
     module.requires_grad_(False)
     return LoadedModel(module=module.to(device).eval(), card=card, provenance=provenance)
-
-
-def slice_positions_mm(
-    scan_shape: tuple[int, int, int],
-    affine: Float[np.ndarray, "4 4"],
-    slices: SliceStackConfig,
-    slice_index: Int[np.ndarray, " slice"],
-) -> Float[np.ndarray, " slice"]:
-    """World coordinate, along the slice axis, of the middle of each slice; NaN for index -1."""
-    axis = AXES[slices.axis]
-    centre = np.array([*((length - 1) / 2 for length in scan_shape), 1.0])
-    points = np.repeat(centre[None], len(slice_index), axis=0)
-    points[:, axis] = slice_index
-    return np.where(slice_index >= 0, points @ affine[axis], np.nan)

@@ -22,9 +22,10 @@ from neuroray.platform.evaluate.evidence import (
 )
 from neuroray.platform.evaluate.findings import gather_warnings
 from neuroray.platform.evaluate.intervals import NUM_RESAMPLES
-from neuroray.platform.evaluate.loaded import LoadedModel, SliceView, load_model, slice_positions_mm
+from neuroray.platform.evaluate.loaded import LoadedModel, SliceView, load_model
 from neuroray.platform.evaluate.metrics import EvaluationError, classification_metrics
 from neuroray.platform.evaluate.run import RunFold, check_people, read_curves, read_folds
+from neuroray.platform.models.layers.slices import slice_positions_mm
 from neuroray.storage.features import FeatureStore
 from neuroray.storage.records import ScanRecord
 from neuroray.storage.store import ScanStore

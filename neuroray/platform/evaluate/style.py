@@ -13,6 +13,7 @@ from functools import wraps
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -29,6 +30,8 @@ AXIS_LABELS = {
     "sagittal": "x (mm, towards right)",
 }
 """What stands along the axis that slices follow."""
+HALO = [patheffects.withStroke(linewidth=2.5, foreground=PAPER)]
+"""Path effects of a label that may stand on a line or a bar."""
 
 _SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -142,4 +145,5 @@ def note_line(axes: Axes, height: float, text: str) -> None:
         ha="right",
         color=MUTED,
         fontsize=7.5,
+        path_effects=HALO,
     )

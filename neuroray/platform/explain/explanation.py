@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from neuroray.platform.evaluate.loaded import LoadedModel, SliceView, slice_positions_mm
+from neuroray.platform.evaluate.loaded import LoadedModel, SliceView
 from neuroray.platform.explain.attention import map_attention, map_occlusion, map_patch_attention
 from neuroray.platform.explain.faithfulness import (
     Deletion,
@@ -19,7 +19,7 @@ from neuroray.platform.explain.faithfulness import (
 )
 from neuroray.platform.explain.maps import ExplainError, Explanation, SliceProfile
 from neuroray.platform.explain.saliency import multiply_gradient
-from neuroray.platform.models.layers.slices import AXES
+from neuroray.platform.models.layers.slices import AXES, slice_positions_mm
 from neuroray.storage.scan import Scan
 
 METHODS = {

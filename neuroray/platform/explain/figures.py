@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from neuroray.platform.evaluate.style import AXIS_LABELS, INK, MUTED, SERIES, note_line, styled
+from neuroray.platform.evaluate.style import AXIS_LABELS, HALO, INK, MUTED, SERIES, note_line, styled
 from neuroray.platform.explain.faithfulness import Deletion
 from neuroray.platform.explain.maps import Explanation
 
@@ -61,7 +61,9 @@ def draw_checks(deletion: Deletion, correlations: Mapping[str, float | None], ta
         right.plot([0, value or 0], [place, place], color=SERIES[0], lw=1.2)
         right.scatter(value or 0, place, s=30, color=SERIES[0], zorder=3)
         label = "constant map" if value is None else f"{value:.2f}"
-        right.annotate(label, (value or 0, place), (0, 7), textcoords="offset points", ha="center", fontsize=7.5)
+        right.annotate(
+            label, (value or 0, place), (0, 7), textcoords="offset points", ha="center", fontsize=7.5, path_effects=HALO
+        )
     right.axvline(0, color=INK, lw=0.6)
     right.set(xlim=(-1.05, 1.05), ylim=(len(names) - 0.4, -0.6), yticks=range(len(names)), xlabel="Correlation")
     right.set_yticklabels([f"the {name}" for name in names])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,14 +86,9 @@ def _differentiate_encoder(
     parts = []
     for batch, along in zip(images.split(size), direction.split(size), strict=True):
         pixels = batch.detach().clone().requires_grad_(True)
-        (gradient,) = torch.autograd.grad((encode_with_gradient(encoder, pixels) * along).sum(), pixels)
+        (gradient,) = torch.autograd.grad((encoder.encode(pixels) * along).sum(), pixels)
         parts.append(gradient.sum(dim=1))
     return torch.cat(parts)
-
-
-def encode_with_gradient(encoder: Any, images: Float[Tensor, "slice 3 height width"]) -> Float[Tensor, "slice channel"]:
-    """What a frozen encoder gives, with the way back open: its forward without the `torch.no_grad` around it."""
-    return inspect.unwrap(type(encoder).forward)(encoder, images)
 
 
 def _scale_volume(volume: Float[Tensor, "x y z"], config: SliceStackConfig) -> Float[Tensor, "x y z"]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from neuroray.platform.data.extract import ExtractionError, SliceExtractor, extract_features, slice_positions_mm
+from neuroray.platform.data.extract import ExtractionError, SliceExtractor, extract_features
 from neuroray.platform.models.dinoatten3d import DinoAtten3DConfig
 from neuroray.platform.models.layers.encoder import SliceEncoderConfig
 from neuroray.platform.models.layers.slices import SliceStackConfig
@@ -41,16 +41,16 @@ def test_features_are_what_the_model_encodes(store: ScanStore) -> None:
     assert done.fingerprint == model.encoder.fingerprint(config.slices)
 
 
-def test_positions_are_world_coordinates_of_slice_middles(store: ScanStore) -> None:
+def test_positions_kept_with_features_are_world_coordinates_of_slice_middles(store: ScanStore) -> None:
+    config = make_config()
+    report = extract_features(store, config, ["scan-2"])
+    kept = FeatureStore(store, report.fingerprint).read("scan-2")
     record = store.record("scan-2")
-    slices = SliceStackConfig(axis="coronal")
-    found = slice_positions_mm(record, slices, np.array([0, 13, -1]))
-    i, k = (record.shape[0] - 1) / 2, (record.shape[2] - 1) / 2
     affine = np.array(record.affine).reshape(4, 4)
-    expected = [(affine @ [i, 0, k, 1])[1], (affine @ [i, 13, k, 1])[1]]
-    assert found.dtype == np.float32
-    assert found[:2] == pytest.approx(expected, rel=1e-6)  # float32 keeps seven digits
-    assert np.isnan(found[2])
+    i, j = (record.shape[0] - 1) / 2, (record.shape[1] - 1) / 2
+    expected = [(affine @ [i, j, k, 1])[2] if k >= 0 else np.nan for k in kept.slice_index]
+    assert kept.position_mm.dtype == np.float32
+    np.testing.assert_allclose(kept.position_mm, expected, rtol=1e-6)  # float32 keeps seven digits
 
 
 def test_only_what_is_missing_is_made(store: ScanStore) -> None:

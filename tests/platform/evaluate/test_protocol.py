@@ -12,11 +12,11 @@ from sklearn.metrics import roc_auc_score
 
 from neuroray.platform.data.splits import Split, SplitConfig
 from neuroray.platform.evaluate.evidence import Judged, profile_attention, stratify
-from neuroray.platform.evaluate.loaded import load_model, slice_positions_mm
+from neuroray.platform.evaluate.loaded import load_model
 from neuroray.platform.evaluate.metrics import EvaluationError
 from neuroray.platform.evaluate.protocol import choose_example, evaluate
 from neuroray.platform.evaluate.run import read_curves, read_folds
-from neuroray.platform.models.layers.slices import SliceStackConfig
+from neuroray.platform.models.layers.slices import SliceStackConfig, slice_positions_mm
 from neuroray.storage.store import ScanStore
 
 FACTS = {"versions": {"neuroray": "0"}, "made_at": "2026-11-21"}

@@ -6,13 +6,13 @@ import pytest
 import torch
 from contracts.finished_run import make_head_scan, tiny_config
 
-from neuroray.platform.evaluate.loaded import LoadedModel, load_model, slice_positions_mm
+from neuroray.platform.evaluate.loaded import LoadedModel, load_model
 from neuroray.platform.explain.explanation import METHODS, check_map, explain, slice_importance
 from neuroray.platform.explain.faithfulness import correlate_maps, delete_slices, leave_out_each, scramble
 from neuroray.platform.explain.maps import ExplainError
-from neuroray.platform.explain.saliency import encode_with_gradient, log_odds, multiply_gradient
+from neuroray.platform.explain.saliency import log_odds, multiply_gradient
 from neuroray.platform.models.layers.encoder import SliceEncoderConfig
-from neuroray.platform.models.layers.slices import SliceStackConfig, stack_slices
+from neuroray.platform.models.layers.slices import SliceStackConfig, slice_positions_mm, stack_slices
 from neuroray.storage.nifti import read_scan, write_map, write_scan
 from neuroray.storage.scan import Scan, ScanError
 from neuroray.storage.store import ScanStore
@@ -85,7 +85,7 @@ def test_a_convolutional_backbone_has_no_patch_attention_and_the_message_says_wh
 def test_the_encoder_with_gradients_gives_what_the_frozen_one_gives(model, scan):
     images = stack_slices(torch.tensor(scan.voxels), model.slices).images.clone().requires_grad_(True)
     encoder = model.module.encoder
-    opened = encode_with_gradient(encoder, images)
+    opened = encoder.encode(images)
     assert torch.equal(opened.detach(), encoder(images))
     assert opened.requires_grad
     assert not encoder(images).requires_grad

@@ -121,6 +121,10 @@ class SliceEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "slice 3 height width"]) -> Float[Tensor, "slice channel"]:
         """Vectors of pictures in 0..1, `batch_size` at a time; at least float32."""
+        return self.encode(images)
+
+    def encode(self, images: Float[Tensor, "slice 3 height width"]) -> Float[Tensor, "slice channel"]:
+        """As `forward`, with the way back to the pixels open where autograd is on, for saliency."""
         vectors = [self._read_out(self._run_tokens(batch)) for batch in self._split(images)]
         features = torch.cat(vectors) if vectors else images.new_zeros((0, self.num_channels))
         return features.to(torch.promote_types(features.dtype, torch.float32))

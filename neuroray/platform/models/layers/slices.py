@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -256,3 +257,17 @@ def _fit_square(grey: Tensor, frame: _Frame, config: SliceStackConfig) -> Float[
         resized = torch.round(resized * 255) / 255
     sides = (-frame.left, size - frame.width + frame.left, -frame.top, size - frame.height + frame.top)
     return functional.pad(resized, sides)
+
+
+def slice_positions_mm(
+    scan_shape: Sequence[int],
+    affine: Float[np.ndarray, "4 4"],
+    slices: SliceStackConfig,
+    slice_index: Int[np.ndarray, " slice"],
+) -> Float[np.ndarray, " slice"]:
+    """World coordinate, along the slice axis, of the middle of each slice; NaN for index -1."""
+    axis = AXES[slices.axis]
+    centre = np.array([*((length - 1) / 2 for length in scan_shape), 1.0])
+    points = np.repeat(centre[None], len(slice_index), axis=0)
+    points[:, axis] = slice_index
+    return np.where(slice_index >= 0, points @ affine[axis], np.nan)

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from neuroray.config import ConfigError
 from neuroray.platform.models.errors import ModelError
-from neuroray.platform.models.layers.slices import SliceStackConfig, choose_slices, place_maps, stack_slices
+from neuroray.platform.models.layers.slices import (
+    SliceStackConfig,
+    choose_slices,
+    place_maps,
+    slice_positions_mm,
+    stack_slices,
+)
 
 ONE_LEVEL = 1.0 / 255
 
@@ -237,3 +243,10 @@ def test_volumes_that_cannot_be_pictured_are_refused(volume: torch.Tensor, optio
 def test_settings_that_make_no_picture_are_refused(options: Any) -> None:
     with pytest.raises(ConfigError):
         SliceStackConfig(**options)
+
+
+def test_positions_are_world_coordinates_of_slice_middles() -> None:
+    affine = np.array([[2.0, 0.1, 0, -90], [-0.1, 2.0, 0.2, -120], [0, -0.2, 3.0, -70], [0, 0, 0, 1]])
+    found = slice_positions_mm((9, 21, 7), affine, SliceStackConfig(axis="coronal"), np.array([0, 13, -1]))
+    assert found[:2].tolist() == [(affine @ [4, 0, 3, 1])[1], (affine @ [4, 13, 3, 1])[1]]
+    assert np.isnan(found[2])
