@@ -9,12 +9,15 @@ import shutil
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from neuroray.jobs.run_record import git_commit, package_versions
+from neuroray.jobs.run_record import git_commit, package_versions, record_answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Args:
     """What would run on this machine, and why; exit code 1 where something that every job needs is missing."""
+
+    out: str | None = None
+    """A folder for run.json with the answer; none is written when not given."""
 
     json: bool = False
     """Answer as JSON."""
@@ -53,8 +56,11 @@ class Answer:
 
 
 def run(args: Args) -> Answer:
-    """Looks at the machine; starts nothing and writes nothing."""
-    del args
+    """Looks at the machine; starts nothing."""
+    return record_answer(args.out, job="doctor", args=args, look=_look)
+
+
+def _look() -> Answer:
     findings = (_python(), *_processors(), _accelerator(), _kernels(), *_options(), _weights(), _object_storage())
     return Answer(findings=findings, versions=package_versions(), git_commit=git_commit())
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from neuroray.jobs.run_record import record_answer
 from neuroray.storage.nifti import read_scan
 from neuroray.storage.store import ScanRecord, ScanStore
 
@@ -25,6 +26,9 @@ class Args:
 
     version: int | None = None
     """The catalogue version to look at; the newest when not given."""
+
+    out: str | None = None
+    """A folder for run.json with the answer; none is written when not given."""
 
     json: bool = False
     """Answer as JSON."""
@@ -52,6 +56,10 @@ class Answer:
 
 def run(args: Args) -> Answer:
     """Reads the catalogue of a store, or one file."""
+    return record_answer(args.out, job="inspect", args=args, look=lambda: _inspect(args))
+
+
+def _inspect(args: Args) -> Answer:
     if args.target.endswith(_SCAN_SUFFIXES) and Path(args.target).is_file():
         return Answer(target=args.target, catalogue_version=None, scans=(_describe_file(args.target),))
     store = ScanStore(args.target, version=args.version)

@@ -10,10 +10,10 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import neuroray
 
@@ -77,6 +77,20 @@ def record_run(out: str | Path, *, job: str, args: Any, seed: int | None = None,
         record.finish("failed")
         raise
     record.finish("done")
+
+
+class _Answer(Protocol):
+    def to_json(self) -> dict[str, Any]: ...
+
+
+def record_answer[T: _Answer](out: str | None, *, job: str, args: Any, look: Callable[[], T]) -> T:
+    """What `look` finds; with `out` it is also kept in `OUT/run.json`, for jobs that only look at things."""
+    if out is None:
+        return look()
+    with record_run(out, job=job, args=args) as record:
+        answer = look()
+        record.add(**answer.to_json())
+        return answer
 
 
 def package_versions() -> dict[str, str]:

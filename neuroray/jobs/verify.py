@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from neuroray.jobs.logs import progress
-from neuroray.jobs.run_record import record_run
+from neuroray.jobs.run_record import record_answer
 from neuroray.storage.store import ScanStore
 
 
@@ -59,12 +59,7 @@ class Answer:
 
 def run(args: Args) -> Answer:
     """Checks scan by scan, so that a progress bar moves and one broken scan hides no other."""
-    if args.out is None:
-        return _verify(args)
-    with record_run(args.out, job="verify", args=args) as record:
-        answer = _verify(args)
-        record.add(**answer.to_json())
-        return answer
+    return record_answer(args.out, job="verify", args=args, look=lambda: _verify(args))
 
 
 def _verify(args: Args) -> Answer:

@@ -1,21 +1,23 @@
 """What every model must do, written once: a subclass names a small config, a batch of inputs and a scalar to descend.
 
-Two parts of the contract need code above the models, and stand with the tests of that code: that a model sharded over
-two ranks equals the unsharded one (training), and that an exported predictor agrees with it (serving). Both take a
-subclass of this and use `make_config`, `make_inputs` and `measure`.
+That an exported predictor agrees with the model stands in tests/jobs/test_export.py: it needs code above the models.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 from typing import Any, ClassVar
 
 import safetensors.torch
 import torch
+from contracts.ranks import run_ranks
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from neuroray.config import Config
+from neuroray.platform.train.parallel import join_team, shard
 
 Inputs = dict[str, Tensor]
 
@@ -44,6 +46,11 @@ class ModelContract:
     def measure(self, outputs: dict[str, Tensor]) -> Tensor:
         """A scalar that depends on all that learns."""
         raise NotImplementedError
+
+    def find_blocks(self, model: nn.Module) -> list[str]:
+        """Names of the submodules that are sharded as units of their own; the rest goes with the root."""
+        del model
+        return []
 
     def make(self, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
@@ -112,3 +119,34 @@ class ModelContract:
         rebuilt.load_state_dict(safetensors.torch.load(kept))
         expected, given = self.outputs(model, self.draw()), self.outputs(rebuilt, self.draw())
         assert all(torch.equal(expected[name], given[name]) for name in expected)
+
+    def test_sharded_over_two_ranks_it_equals_itself_unsharded(self) -> None:
+        model, inputs = self.make(), self.draw(3)
+        blocks = self.find_blocks(model)
+        expected, expected_gradients = differentiate(model, inputs, blocks)
+        for outputs, gradients in run_ranks(differentiate, model, inputs, blocks):
+            for name, value in expected.items():
+                torch.testing.assert_close(outputs[name], value)
+            assert gradients.keys() == expected_gradients.keys()
+            for name, value in expected_gradients.items():
+                # Ranks hold halves of each parameter: products are split elsewhere, sums round in another order.
+                torch.testing.assert_close(gradients[name], value, rtol=1e-4, atol=1e-6)
+
+
+def differentiate(model: nn.Module, inputs: Inputs, blocks: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Outputs, and the gradient of one weighted sum of them for every parameter: sharded where ranks are connected."""
+    model = copy.deepcopy(model)
+    shard(model, [model.get_submodule(name) for name in blocks], join_team(use_gpu=False))
+    outputs = {name: value for name, value in model(**inputs)._asdict().items() if isinstance(value, Tensor)}
+    weighed = [
+        (value * torch.sin(torch.arange(value.numel()) + 1.0).reshape(value.shape)).sum()
+        for value in outputs.values()
+        if value.requires_grad
+    ]
+    torch.stack(weighed).sum().backward()
+    gradients = {
+        name: parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+    return {name: value.detach() for name, value in outputs.items()}, gradients

@@ -1,5 +1,7 @@
 """The command line: what it prints, and the code it leaves with."""
 
+import dataclasses
+import importlib
 import json
 import subprocess
 import sys
@@ -55,6 +57,13 @@ def test_no_job_shows_the_jobs_and_is_wrong_use(capsys):
 def test_every_job_has_help(job: str, capsys):
     assert leave_code([job, "--help"]) == 0
     assert f"neuroray {job}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("job", sorted(cli.JOBS))
+def test_every_job_takes_a_place_for_its_record(job: str):
+    names = {field.name for field in dataclasses.fields(importlib.import_module(f"neuroray.jobs.{job}").Args)}
+    assert "out" in names
+    assert "json" in names or job == "serve"  # which answers over HTTP
 
 
 def test_a_log_format_that_is_not_known_is_wrong_use(capsys):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from neuroray.jobs import doctor
 from neuroray.jobs.run_record import record_run
 
 
@@ -30,3 +31,13 @@ def test_a_job_that_is_killed_has_left_word_that_it_ran(tmp_path: Path):
     with record_run(tmp_path, job="train", args={"lr": 0.1}):
         facts = json.loads((tmp_path / "run.json").read_text())
     assert (facts["status"], facts["args"]) == ("running", {"lr": 0.1})
+
+
+def test_what_a_job_only_looked_at_is_kept_where_that_is_asked_for(tmp_path: Path):
+    answer = doctor.run(doctor.Args())
+    assert not list(tmp_path.iterdir())
+    kept = doctor.run(doctor.Args(out=str(tmp_path / "out")))
+    facts = json.loads((tmp_path / "out/run.json").read_text())
+    assert facts["findings"] == kept.to_json()["findings"]
+    assert kept.versions == answer.versions
+    assert (facts["job"], facts["status"]) == ("doctor", "done")

@@ -62,6 +62,9 @@ class TestDinoAtten3DHead(ModelContract):
         mask[:, 3] = True
         return {"features": torch.randn(batch, 7, 64, generator=generator), "mask": mask}
 
+    def find_blocks(self, model: nn.Module) -> list[str]:
+        return ["embedding.0", "embedding.1"]
+
     def measure(self, outputs: dict[str, Tensor]) -> Tensor:
         return nn.functional.cross_entropy(outputs["logits"], torch.tensor([0, 1, 2]))
 
