@@ -8,17 +8,21 @@ STORE  ?=
 OUT    ?= demo
 # What make test is given besides: paths or options of pytest; nothing runs all.
 TESTS  ?=
+# Options of make bench, e.g. BENCH="--op scan".
+BENCH  ?=
 
 # Ray would otherwise package the folder again, phone home, or write a token into HOME while tests run.
 export RAY_USAGE_STATS_ENABLED := 0
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 
-.PHONY: help demo test check constraints readme clean
+.PHONY: help demo test test-gpu check bench constraints readme clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    the whole way through: simulated cohort -> store -> training -> report -> served answer (STORE=s3://bucket/prefix, OUT=demo)"
 	@echo "make test    all tests that run without a GPU"
+	@echo "make test-gpu  the kernels' and models' contract suites on a GPU; PYTHON=python3 takes that one's torch, triton, pytest"
+	@echo "make bench   kernels against their peers on this machine, into docs/benchmarks (BENCH=options)"
 	@echo "make check   formatting, lint, types, layers"
 	@echo "make clean   remove the environment and caches"
 
@@ -27,6 +31,14 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -m "not gpu" $(TESTS)
+
+# A GPU machine often has its own torch: with PYTHON given nothing is installed, and nothing but torch, triton and
+# pytest is needed.
+test-gpu: $(if $(PYTHON),,$(STAMP))
+	@$(if $(PYTHON),$(PYTHON),$(BIN)/python) -m pytest -m gpu tests/kernels tests/platform/models $(TESTS)
+
+bench: $(if $(PYTHON),,$(STAMP))
+	@$(if $(PYTHON),$(PYTHON),$(BIN)/python) -m neuroray.kernels.benchmark $(BENCH)
 
 check: $(STAMP)
 	@$(BIN)/ruff check .

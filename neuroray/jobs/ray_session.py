@@ -24,6 +24,9 @@ _CHATTER = "|".join(
         "PYTHON worker processes have been started on node",
     ]
 )
+# A busy machine takes its time to start processes; Ray's own limits (30 s for a node, 5 s for the HTTP proxy) would give
+# up on it, with an error that names neither.
+_PATIENCE = {"RAY_raylet_start_wait_time_s": "180", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
 _CHATTY_LOGGERS = ("ray.data._internal.execution.streaming_executor", "ray.data._internal.progress")
 
 
@@ -66,6 +69,8 @@ def ensure_ray(*, num_cpus: int = 0) -> Iterator[None]:
             ray.init(log_to_driver=True, logging_level=logging.WARNING)
         else:
             stack.enter_context(_own_token())
+            for name, value in _PATIENCE.items():
+                os.environ.setdefault(name, value)
             ray.init(
                 address="local",
                 num_cpus=max(os.cpu_count() or 1, num_cpus + 2),
