@@ -29,8 +29,9 @@ help:
 demo: $(STAMP)
 	@$(BIN)/python -m neuroray demo --out "$(OUT)" $(if $(STORE),--store "$(STORE)")
 
+# Two processes, a file each at a time: half the suite waits for servers and clusters to start.
 test: $(STAMP)
-	@$(BIN)/python -m pytest -m "not gpu" $(TESTS)
+	@$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile $(TESTS)
 
 # A GPU machine often has its own torch: with PYTHON given nothing is installed, and nothing but torch, triton and
 # pytest is needed.
