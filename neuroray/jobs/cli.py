@@ -30,6 +30,7 @@ JOBS = {
     "explain": "show what a prediction rests on, in scan space",
     "predict": "answer for scan files",
     "export": "write a model folder to hand on",
+    "export-nifti": "write a store's scans back as the files they came from",
     "serve": "answer over HTTP with Ray Serve",
     "demo": "the whole way through, from a simulated cohort to a served answer",
     "doctor": "tell what would run on this machine, and why",
@@ -102,7 +103,7 @@ def _dispatch(arguments: list[str]) -> int:
     job, rest = arguments[0], arguments[1:]
     if job not in JOBS:
         raise UsageError(f"there is no job {job!r}", expected=f"one of {', '.join(JOBS)}", fix=_nearest(job))
-    module = importlib.import_module(f"neuroray.jobs.{job}")
+    module = importlib.import_module(f"neuroray.jobs.{job.replace('-', '_')}")
     if hasattr(module, "main"):
         return _show(module.main(rest), as_json="--json" in rest)
     args = parse_args(module.Args, rest, prog=f"neuroray {job}", description=module.__doc__)

@@ -24,8 +24,8 @@ _CHATTER = "|".join(
         "PYTHON worker processes have been started on node",
     ]
 )
-# A busy machine takes its time to start processes; Ray's own limits (30 s for a node, 5 s for the HTTP proxy) would give
-# up on it, with an error that names neither.
+# A busy machine takes its time to start processes; Ray's own limits (30 s for a node, 5 s for the HTTP proxy) would
+# give up on it, with an error that names neither.
 _PATIENCE = {"RAY_raylet_start_wait_time_s": "180", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
 _CHATTY_LOGGERS = ("ray.data._internal.execution.streaming_executor", "ray.data._internal.progress")
 

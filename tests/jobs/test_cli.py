@@ -61,7 +61,10 @@ def test_every_job_has_help(job: str, capsys):
 
 @pytest.mark.parametrize("job", sorted(cli.JOBS))
 def test_every_job_takes_a_place_for_its_record(job: str):
-    names = {field.name for field in dataclasses.fields(importlib.import_module(f"neuroray.jobs.{job}").Args)}
+    names = {
+        field.name
+        for field in dataclasses.fields(importlib.import_module(f"neuroray.jobs.{job.replace('-', '_')}").Args)
+    }
     assert "out" in names
     assert "json" in names or job == "serve"  # which answers over HTTP
 
