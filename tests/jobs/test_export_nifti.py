@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -31,7 +32,8 @@ def source(tmp_path: Path) -> Path:
     nibabel.save(scaled, folder / "scaled.nii.gz")
     nibabel.save(nibabel.Nifti1Image(stored, AFFINE), folder / "series.nii.gz")
     nibabel.save(nibabel.Nifti1Pair(stored[..., 1], AFFINE), folder / "pair.hdr")
-    nibabel.save(nibabel.MGHImage(np.asarray(stored[..., 2], np.float32), AFFINE), folder / "surfer.mgz")
+    third: Any = np.asarray(stored[..., 2], np.float32)
+    nibabel.save(nibabel.MGHImage(third, AFFINE), folder / "surfer.mgz")
     return folder
 
 
