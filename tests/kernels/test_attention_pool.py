@@ -3,54 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
+from contracts.attention_pool_cases import CASES, make_inputs
 from contracts.kernel_contract import Inputs, KernelContract
 from torch import Tensor
 
 from neuroray.kernels import KernelError
-from neuroray.kernels.attention_pool import IMPLEMENTATIONS, attention_pool
+from neuroray.kernels.attention_pool import IMPLEMENTATIONS, attention_pool, projections, segments, torch_impl
+from neuroray.kernels.attention_pool.api import choose_implementation
 
-
-def make_inputs(generator: torch.Generator, lengths: list[int], **options: Any) -> Inputs:
-    """Rows, offsets and weights; `head`, `channel`, `hidden`, `gated`, `biases`, `masked` (a fraction)."""
-    channel, hidden, head = options.get("channel", 5), options.get("hidden", 3), options.get("head", 1)
-    rows = sum(lengths)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    inputs: Inputs = {
-        "h": draw(rows, channel),
-        "offsets": torch.tensor([0, *lengths]).cumsum(0),
-        "V": draw(hidden, channel) / math.sqrt(channel),
-        "w": draw(head, hidden),
-    }
-    if options.get("gated"):
-        inputs["U"] = draw(hidden, channel) / math.sqrt(channel)
-    if options.get("biases"):
-        inputs |= {"bias_v": draw(hidden), "bias_w": draw(head)}
-        if options.get("gated"):
-            inputs["bias_u"] = draw(hidden)
-    if options.get("masked"):
-        inputs["mask"] = torch.rand(rows, generator=generator) >= options["masked"]
-    return inputs
-
-
-CASES = {
-    "one slice": lambda g: make_inputs(g, [1]),
-    "plain": lambda g: make_inputs(g, [7, 3], biases=True),
-    "gated": lambda g: make_inputs(g, [4, 5], gated=True, biases=True),
-    "gated without biases": lambda g: make_inputs(g, [6], gated=True),
-    "several heads": lambda g: make_inputs(g, [3, 8], head=3, gated=True, biases=True),
-    "empty volumes": lambda g: make_inputs(g, [0, 4, 0, 0, 2, 0], biases=True),
-    "nothing but empty volumes": lambda g: make_inputs(g, [0, 0]),
-    "masked": lambda g: make_inputs(g, [9, 6], masked=0.4, biases=True),
-    "wholly masked": lambda g: make_inputs(g, [3, 2], masked=1.1),
-    "odd and wide": lambda g: make_inputs(g, [63, 1, 65], channel=33, hidden=17, head=2, gated=True, biases=True),
-}
+CPU = torch.device("cpu")
 
 
 class TestTorchImplementation(KernelContract):
@@ -61,6 +25,21 @@ class TestTorchImplementation(KernelContract):
 
     def define(self, inputs: Inputs) -> tuple[Tensor, ...]:
         return attention_pool(**inputs, impl="reference")
+
+
+class TestTorchInSmallBlocks(TestTorchImplementation):
+    """A few rows at a time and projections computed again, as for millions of rows; sums by tiles, as on a GPU."""
+
+    # Ten times the calls, and the same formulas as above.
+    test_gradcheck_in_float64 = None
+
+    @pytest.fixture(autouse=True)
+    def _little_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch_impl, "BLOCK_BYTES", {"cpu": 1500})
+        monkeypatch.setattr(projections, "KEPT_BYTES", 0)
+        monkeypatch.setattr(segments, "TILE_ROWS", 3)
+        by_tiles = lambda values, offsets, volume: segments.reduce_by_tiles(values, offsets, "sum")  # noqa: E731
+        monkeypatch.setattr(torch_impl, "sum_segments", by_tiles)
 
 
 class TestReference(KernelContract):
@@ -74,7 +53,11 @@ class TestReference(KernelContract):
     define = run
 
 
-@pytest.fixture(params=sorted(IMPLEMENTATIONS))
+RUNS_HERE = sorted(name for name, one in IMPLEMENTATIONS.items() if one.find_obstacle(CPU, torch.float32) is None)
+"""With TRITON_INTERPRET=1 in the environment, the Triton kernels too: test_attention_pool_triton.py does so."""
+
+
+@pytest.fixture(params=RUNS_HERE)
 def impl(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -174,6 +157,86 @@ def test_an_empty_volume_pools_to_zero(impl: str, generator: torch.Generator) ->
     assert output.log_sum_exp[1].item() == -math.inf
 
 
+def test_no_volumes_at_all_give_empty_outputs(impl: str, generator: torch.Generator) -> None:
+    output = attention_pool(**make_inputs(generator, [], head=2), impl=impl)
+    assert [tuple(value.shape) for value in output] == [(0, 2, 5), (0, 2), (0, 2)]
+
+
+def test_gradients_of_the_weights_alone_flow(impl: str, generator: torch.Generator) -> None:
+    inputs = make_inputs(generator, [5, 2])
+    inputs["w"].requires_grad_()
+    attention_pool(**inputs, impl=impl).weights[0].sum().backward()
+    expected = torch.zeros_like(inputs["w"])
+    # d weight / d w = weight * (hidden - the volume's mean hidden), from the softmax's own derivative.
+    hidden = torch.tanh(inputs["h"][:5] @ inputs["V"].T)
+    weights = torch.softmax(hidden @ inputs["w"][0], 0).detach()
+    expected[0] = weights[0] * (hidden[0] - weights @ hidden)
+    assert torch.allclose(inputs["w"].grad, expected, atol=1e-14)
+
+
+def test_autocast_changes_nothing(impl: str, generator: torch.Generator) -> None:
+    inputs = make_inputs(generator, [7, 4], gated=True, biases=True)
+    inputs = {name: value.float() if value.is_floating_point() else value for name, value in inputs.items()}
+    inputs["V"].requires_grad_()
+    plain = attention_pool(**inputs, impl=impl)
+    (expected,) = torch.autograd.grad(plain.pooled.sum(), inputs["V"])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = attention_pool(**inputs, impl=impl)
+        (gradient,) = torch.autograd.grad(cast.pooled.sum(), inputs["V"])
+    assert torch.equal(cast.pooled, plain.pooled)
+    # The reference's gradient is autograd's, which autocast may round; the others say that they do not.
+    assert impl == "reference" or torch.equal(gradient, expected)
+
+
+@pytest.mark.parametrize("impl", [name for name in RUNS_HERE if name != "reference"])
+def test_two_runs_agree_to_the_last_bit(impl: str, generator: torch.Generator) -> None:
+    inputs = make_inputs(generator, [65, 0, 130], head=2, gated=True, biases=True)
+    names = [name for name, value in inputs.items() if value.is_floating_point()]
+
+    def run() -> list[Tensor]:
+        leaves = {name: inputs[name].float().requires_grad_() for name in names}
+        output = attention_pool(**{**inputs, **leaves}, impl=impl)
+        loss = output.pooled.square().sum() + output.weights.square().sum()
+        return [*output, *torch.autograd.grad(loss, list(leaves.values()))]
+
+    assert all(torch.equal(one, other) for one, other in zip(run(), run(), strict=True))
+
+
+@pytest.mark.parametrize("operation", ["sum", "max"])
+@pytest.mark.parametrize("lengths", [[1], [0, 7, 0], [3, 3, 6], [31, 0, 2, 65, 0]])
+def test_sums_by_tiles_are_those_of_loops(
+    operation: str, lengths: list[int], generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "TILE_ROWS", 3)
+    values = torch.randn(sum(lengths), 2, generator=generator, dtype=torch.float64)
+    found = segments.reduce_by_tiles(values, torch.tensor([0, *lengths]).cumsum(0), operation)
+    for part, volume in zip(values.split(lengths), found, strict=True):
+        if operation == "sum":
+            assert torch.allclose(volume, part.sum(0), atol=1e-14)
+        else:
+            assert torch.equal(volume, part.amax(0) if len(part) else torch.full((2,), -torch.inf).double())
+
+
+@pytest.mark.parametrize("impl", [name for name in RUNS_HERE if name != "reference"])
+def test_a_second_derivative_is_refused_not_left_out(impl: str, generator: torch.Generator) -> None:
+    inputs = make_inputs(generator, [4])
+    inputs["h"].requires_grad_()
+    pooled = attention_pool(**inputs, impl=impl).pooled.sum()
+    with pytest.raises(KernelError, match="no second derivative"):
+        torch.autograd.grad(pooled, inputs["h"], create_graph=True)
+
+
+def test_the_choice_says_what_runs() -> None:
+    assert choose_implementation("auto", CPU, torch.float32) == "torch"
+    assert choose_implementation("reference", CPU, torch.float64) == "reference"
+
+
+@pytest.mark.skipif("triton" in RUNS_HERE, reason="under the interpreter it runs on a CPU")
+def test_an_implementation_that_cannot_run_here_says_why(generator: torch.Generator) -> None:
+    with pytest.raises(KernelError, match=r"cannot run 'triton' here.*triton"):
+        attention_pool(**make_inputs(generator, [4]), impl="triton")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -191,6 +254,7 @@ def test_an_empty_volume_pools_to_zero(impl: str, generator: torch.Generator) ->
         ({"offsets": torch.tensor([0.0, 9.0])}, "offsets are not integers"),
         ({"w": torch.zeros(1, 3, dtype=torch.float64, device="meta")}, "different devices"),
         ({"impl": "fastest"}, "no such implementation"),
+        ({"impl": "cpp"}, "no such implementation"),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(change: Inputs, words: str, generator: torch.Generator) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -46,11 +49,55 @@ class PoolInputs(NamedTuple):
     mask: Tensor | None
 
 
-IMPLEMENTATIONS: dict[str, Callable[[PoolInputs], tuple[Tensor, Tensor, Tensor]]] = {
-    "reference": pool_by_loops,
-    "torch": pool_by_segments,
+class Implementation(NamedTuple):
+    """One way to pool.
+
+    Attributes:
+        pool: Pooled rows, weights and log-sum-exp, differentiable in every input.
+        find_obstacle: Why it cannot run for a device and a state dtype here, in a sentence; None: it can.
+    """
+
+    pool: Callable[[PoolInputs], tuple[Tensor, Tensor, Tensor]]
+    find_obstacle: Callable[[torch.device, torch.dtype], str | None]
+
+
+def _runs_anywhere(device: torch.device, dtype: torch.dtype) -> None:
+    del device, dtype
+
+
+def _pool_by_triton(inputs: PoolInputs) -> tuple[Tensor, Tensor, Tensor]:
+    # Imported when first used: triton is large, and reads TRITON_INTERPRET when the kernels are made.
+    module = importlib.import_module("neuroray.kernels.attention_pool.triton_impl")
+    return module.pool_by_tiles(inputs)
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _find_triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    del dtype
+    if not _has_triton():
+        return "the package triton is not installed"
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    if device.type != "cuda" or torch.version.cuda is None:
+        return f"triton needs a CUDA device, not {device.type!r}"
+    if torch.cuda.get_device_capability(device) < OLDEST_GPU:
+        return f"{torch.cuda.get_device_name(device)} is older than compute capability {OLDEST_GPU[0]}.{OLDEST_GPU[1]}"
+    return None
+
+
+OLDEST_GPU = (8, 0)
+"""Compute capability: the first with bfloat16, and the oldest that the kernels are compiled for in the tests."""
+
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "reference": Implementation(pool_by_loops, _runs_anywhere),
+    "torch": Implementation(pool_by_segments, _runs_anywhere),
+    "triton": Implementation(_pool_by_triton, _find_triton_obstacle),
 }
-"""By name; `"auto"` stands for `"torch"`, which runs on every device."""
+_PREFERRED = {"cuda": ("triton", "torch")}
 
 
 def attention_pool(
@@ -65,6 +112,7 @@ def attention_pool(
     bias_w: Float[Tensor, " head"] | None = None,
     mask: Bool[Tensor, " rows"] | None = None,
     impl: str = "auto",
+    check_values: bool = True,
 ) -> AttentionPoolOutput:
     """Weighs the rows (slices, patches) of each volume by learned scores and sums them.
 
@@ -82,33 +130,47 @@ def attention_pool(
         bias_u: Bias of `U`; only with `U`.
         bias_w: Bias of `w`: moves `log_sum_exp`, never a weight.
         mask: True where a row counts.
-        impl: `"auto"`, or a name of `IMPLEMENTATIONS`, which then runs or raises.
+        impl: `"auto"`, or a name of `IMPLEMENTATIONS`, which then runs or raises. `choose_implementation` says which.
+        check_values: Look at the numbers in `offsets` first: on a GPU this waits for the device once. Without it wrong
+            offsets give wrong answers.
 
     Raises:
-        KernelError: shapes, dtypes or devices that do not fit together, offsets that fall, or an unknown `impl`.
+        KernelError: shapes, dtypes or devices that do not fit together, offsets that fall, or an implementation that is
+            not here.
     """
-    run = _choose(impl)
     inputs = PoolInputs(h, offsets, V, w, U, bias_v, bias_u, bias_w, mask)
     _check_shapes(inputs)
     _check_kinds(inputs)
-    _check_offsets(offsets, len(h))
-    return AttentionPoolOutput(*run(inputs._replace(offsets=offsets.to(torch.int64))))
+    if check_values:
+        _check_offsets(offsets, len(h))
+    name = choose_implementation(impl, h.device, torch.promote_types(h.dtype, torch.float32))
+    # Autocast would round the products of float32 inputs; a caller who wants that gives float16 or bfloat16.
+    with torch.autocast(h.device.type, enabled=False):
+        outputs = IMPLEMENTATIONS[name].pool(inputs._replace(offsets=offsets.to(torch.int64).contiguous()))
+    return AttentionPoolOutput(*outputs)
 
 
-def choose_implementation(impl: str) -> str:
-    """The name of what would run: `"auto"` is `"torch"` everywhere, any other name is itself."""
-    return "torch" if impl == "auto" else impl
+def choose_implementation(impl: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The name of what would run: `"auto"` is `"triton"` on a GPU that it runs on, else `"torch"`; a name is itself.
 
+    Args:
+        impl: `"auto"` or a name of `IMPLEMENTATIONS`.
+        device: Of the inputs.
+        dtype: Of the softmax and the sums: float32, or float64 where the inputs are.
 
-def _choose(impl: str) -> Callable[[PoolInputs], tuple[Tensor, Tensor, Tensor]]:
-    name = choose_implementation(impl)
-    if name not in IMPLEMENTATIONS:
-        raise KernelError("attention_pool has no such implementation", given=impl, expected=f"auto, {_names()}")
-    return IMPLEMENTATIONS[name]
-
-
-def _names() -> str:
-    return ", ".join(IMPLEMENTATIONS)
+    Raises:
+        KernelError: no such implementation, or one that cannot run here.
+    """
+    if impl == "auto":
+        preferred = _PREFERRED.get(device.type, ("torch",))
+        return next(name for name in preferred if IMPLEMENTATIONS[name].find_obstacle(device, dtype) is None)
+    if impl not in IMPLEMENTATIONS:
+        expected = f"auto, {', '.join(IMPLEMENTATIONS)}"
+        raise KernelError("attention_pool has no such implementation", given=impl, expected=expected)
+    obstacle = IMPLEMENTATIONS[impl].find_obstacle(device, dtype)
+    if obstacle is not None:
+        raise KernelError(f"attention_pool cannot run {impl!r} here", given=obstacle, fix='take impl="auto"')
+    return impl
 
 
 def _check_shapes(inputs: PoolInputs) -> None:
