@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
 import os
 import shutil
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from neuroray.jobs.run_record import git_commit, package_versions, record_answer
+
+_OPERATIONS = ("selective_scan", "attention_pool")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +64,7 @@ def run(args: Args) -> Answer:
 
 
 def _look() -> Answer:
-    findings = (_python(), *_processors(), _accelerator(), _kernels(), *_options(), _weights(), _object_storage())
+    findings = (_python(), *_processors(), _accelerator(), *_kernels(), *_options(), _weights(), _object_storage())
     return Answer(findings=findings, versions=package_versions(), git_commit=git_commit())
 
 
@@ -92,11 +95,24 @@ def _accelerator() -> Finding:
     return Finding(topic="accelerator", state="ok", what=f"{names}: training uses nccl")
 
 
-def _kernels() -> Finding:
-    from neuroray.kernels.attention_pool.api import choose_implementation
+def _kernels() -> tuple[Finding, ...]:
+    """What each operation would run here, and what stands in the way of the rest."""
+    import torch
 
-    chosen = choose_implementation("auto")
-    return Finding(topic="attention_pool", state="ok", what=f"auto runs {chosen!r}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    findings = []
+    for name in _OPERATIONS:
+        operation = importlib.import_module(f"neuroray.kernels.{name}.api")
+        chosen = operation.choose_implementation("auto", device, torch.float32)
+        obstacles = {
+            other: implementation.find_obstacle(device, torch.float32)
+            for other, implementation in operation.IMPLEMENTATIONS.items()
+        }
+        able = [other for other, obstacle in obstacles.items() if obstacle is None and other != chosen]
+        what = [f"auto runs {chosen!r} on {device}; by name also {', '.join(able)}"]
+        what += [f"not {other}: {obstacle}" for other, obstacle in obstacles.items() if obstacle is not None]
+        findings.append(Finding(topic=name, state="ok", what="; ".join(what)))
+    return tuple(findings)
 
 
 def _options() -> tuple[Finding, ...]:
