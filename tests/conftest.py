@@ -25,6 +25,11 @@ os.environ.update(
     MPLBACKEND="Agg",
 )
 
+# Beside other test processes each keeps to one thread: OpenMP's threads wait by spinning, and two processes of two
+# threads on two cores have been seen to take a hundred times as long.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 
