@@ -39,6 +39,7 @@ test-gpu: $(if $(PYTHON),,$(STAMP))
 	@$(if $(PYTHON),$(PYTHON),$(BIN)/python) -m pytest -m gpu tests/kernels tests/platform/models $(TESTS)
 
 bench: $(if $(PYTHON),,$(STAMP))
+	@$(if $(PYTHON),,$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev,bench]')
 	@$(if $(PYTHON),$(PYTHON),$(BIN)/python) -m neuroray.kernels.benchmark $(BENCH)
 
 check: $(STAMP)
@@ -66,7 +67,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Resolves everything anew; run it on purpose, read the difference, commit it.
 constraints:
-	@$(BIN)/python -m uv pip compile pyproject.toml --extra dev --extra ants --python-version 3.12 --upgrade \
+	@$(BIN)/python -m uv pip compile pyproject.toml --extra dev --extra ants --extra bench --python-version 3.12 --upgrade \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet --output-file constraints.txt
 
 # The tree in README.md, from the first sentence of every module.

@@ -204,6 +204,25 @@ class ScanStore:
             values = decode_values(voxels, np.asarray(voxels[start:stop] if is_timeseries else voxels[...]))
         return values if is_timeseries else values[np.newaxis]
 
+    def read_block(self, scan_id: str, selection: tuple[slice, ...]) -> Num[np.ndarray, "*time x y z"]:
+        """Values of a block: one slice per axis of the stored shape; reads only the chunks it lies in.
+
+        Raises:
+            StoreError: no such scan, or an object that is missing or damaged.
+        """
+        with self._reader.open(self.record(scan_id)) as group:
+            voxels = group.array(VOXELS)
+            return decode_values(voxels, np.asarray(voxels[selection]))
+
+    def chunk_shape(self, scan_id: str) -> tuple[int, ...]:
+        """The smallest block that is read at once, `*time x y z`.
+
+        Raises:
+            StoreError: no such scan, or its group cannot be opened.
+        """
+        with self._reader.open(self.record(scan_id)) as group:
+            return tuple(group.array(VOXELS).chunks)
+
     def read_slices(
         self, scan_id: str, axis: Literal["x", "y", "z"], indices: Sequence[int]
     ) -> Num[np.ndarray, "*time x y z"]:
