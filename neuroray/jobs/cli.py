@@ -23,6 +23,7 @@ JOBS = {
     "simulate": "write a simulated cohort with known ground truth as a BIDS folder",
     "ingest": "bring scans into a store",
     "inspect": "show what a store or a scan file holds",
+    "stats": "count a store's people, scans, ages, labels and grids",
     "verify": "read every byte of a store and check it",
     "extract": "compute and cache slice features",
     "train": "fit a recipe, or resume it",
