@@ -25,6 +25,7 @@ JOBS = {
     "inspect": "show what a store or a scan file holds",
     "stats": "count a store's people, scans, ages, labels and grids",
     "verify": "read every byte of a store and check it",
+    "remove": "withdraw people from a store, from all of its versions",
     "extract": "compute and cache slice features",
     "train": "fit a recipe, or resume it",
     "evaluate": "judge a run on people it has not seen",
