@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from neuroray.jobs.run_record import git_commit, package_versions, record_answer
 
-_OPERATIONS = ("selective_scan", "attention_pool")
+_OPERATIONS = ("selective_scan", "causal_conv", "attention_pool")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
