@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,10 +32,8 @@ def general_vectors() -> Iterator[None]:
     """The library as it is on a processor without AVX-512 and without conversions of float16."""
     flags = (*extension.FLAGS, "-DNEURORAY_GENERAL_VECTORS")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpp_impl, "open_library", functools.partial(extension.open_library, flags=flags))
-        cpp_impl._open_once.cache_clear()
+        patch.setattr(cpp_impl, "LIBRARY", cpp_impl.LIBRARY.afresh(flags=flags))
         yield
-    cpp_impl._open_once.cache_clear()
 
 
 # Sizes at which columns of 16 channels, strips of 128 tokens and the 8 tokens taken at a time end unevenly.
@@ -140,15 +137,12 @@ def test_auto_without_a_compiler_takes_torch_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
-    cpp_impl._open_once.cache_clear()
-    try:
-        with caplog.at_level(logging.INFO, "neuroray.kernels"):
-            assert [choose_implementation("auto", CPU, torch.float32) for _ in range(3)] == ["torch"] * 3
-        assert [record.levelname for record in caplog.records] == ["WARNING"]
-        with pytest.raises(KernelError, match=r"cannot run 'cpp' here.*CXX=/nowhere/g\+\+"):
-            causal_conv(**make(7), impl="cpp")
-    finally:
-        cpp_impl._open_once.cache_clear()
+    monkeypatch.setattr(cpp_impl, "LIBRARY", cpp_impl.LIBRARY.afresh())
+    with caplog.at_level(logging.INFO, "neuroray.kernels"):
+        assert [choose_implementation("auto", CPU, torch.float32) for _ in range(3)] == ["torch"] * 3
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    with pytest.raises(KernelError, match=r"cannot run 'cpp' here.*CXX=/nowhere/g\+\+"):
+        causal_conv(**make(7), impl="cpp")
 
 
 def test_it_runs_on_cpus_only() -> None:
@@ -156,6 +150,6 @@ def test_it_runs_on_cpus_only() -> None:
 
 
 def test_both_sides_mean_the_same_call() -> None:
-    library = cpp_impl._open_once()
+    library = cpp_impl.LIBRARY.open()
     assert isinstance(library, ctypes.CDLL)
     assert library.neuroray_conv_call_bytes() == ctypes.sizeof(cpp_impl._Call)

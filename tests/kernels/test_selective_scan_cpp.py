@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import logging
 import math
 import subprocess
@@ -36,10 +35,8 @@ def general_vectors() -> Iterator[None]:
     """The library as it is on a processor without AVX-512 and without conversions of float16."""
     flags = (*extension.FLAGS, "-DNEURORAY_GENERAL_VECTORS")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpp_impl, "open_library", functools.partial(extension.open_library, flags=flags))
-        cpp_impl._open_once.cache_clear()
+        patch.setattr(cpp_impl, "LIBRARY", cpp_impl.LIBRARY.afresh(flags=flags))
         yield
-    cpp_impl._open_once.cache_clear()
 
 
 # Sizes at which blocks of 16 channels, chunks of 64 tokens and the four states taken at a time end unevenly.
@@ -67,7 +64,7 @@ class TestCpp(KernelContract):
 
     def test_gradcheck_in_float64(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """It has no float64; the reference's gradients, which it is compared with, are checked so themselves."""
-        assert cpp_impl.find_obstacle(CPU, torch.float64) == "its state is float32, not torch.float64"
+        assert cpp_impl.find_obstacle(CPU, torch.float64) == "it computes in float32, not torch.float64"
 
 
 class TestBothCpp(TestCpp):
@@ -288,16 +285,13 @@ def test_auto_without_a_compiler_takes_torch_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
-    cpp_impl._open_once.cache_clear()
-    try:
-        with caplog.at_level(logging.INFO, "neuroray.kernels"):
-            assert [choose_implementation("auto", CPU, torch.float32) for _ in range(3)] == ["torch"] * 3
-        assert [record.levelname for record in caplog.records] == ["WARNING"]
-        assert "no C++ compiler" in caplog.text
-        with pytest.raises(KernelError, match=r"cannot run 'cpp' here.*CXX=/nowhere/g\+\+"):
-            choose_implementation("cpp", CPU, torch.float32)
-    finally:
-        cpp_impl._open_once.cache_clear()
+    monkeypatch.setattr(cpp_impl, "LIBRARY", cpp_impl.LIBRARY.afresh())
+    with caplog.at_level(logging.INFO, "neuroray.kernels"):
+        assert [choose_implementation("auto", CPU, torch.float32) for _ in range(3)] == ["torch"] * 3
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "no C++ compiler" in caplog.text
+    with pytest.raises(KernelError, match=r"cannot run 'cpp' here.*CXX=/nowhere/g\+\+"):
+        choose_implementation("cpp", CPU, torch.float32)
 
 
 def test_what_it_cannot_take_is_named() -> None:
@@ -308,6 +302,6 @@ def test_what_it_cannot_take_is_named() -> None:
 
 
 def test_both_sides_mean_the_same_call() -> None:
-    library = cpp_impl._open_once()
+    library = cpp_impl.LIBRARY.open()
     assert isinstance(library, ctypes.CDLL)
     assert library.neuroray_scan_call_bytes() == ctypes.sizeof(cpp_impl._Call)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from neuroray.kernels.attention_pool.reference import pool_by_loops
 from neuroray.kernels.attention_pool.torch_impl import pool_by_segments
+from neuroray.kernels.choice import choose
 from neuroray.kernels.errors import KernelError
 
 if TYPE_CHECKING:
@@ -161,16 +162,9 @@ def choose_implementation(impl: str, device: torch.device, dtype: torch.dtype) -
     Raises:
         KernelError: no such implementation, or one that cannot run here.
     """
-    if impl == "auto":
-        preferred = _PREFERRED.get(device.type, ("torch",))
-        return next(name for name in preferred if IMPLEMENTATIONS[name].find_obstacle(device, dtype) is None)
-    if impl not in IMPLEMENTATIONS:
-        expected = f"auto, {', '.join(IMPLEMENTATIONS)}"
-        raise KernelError("attention_pool has no such implementation", given=impl, expected=expected)
-    obstacle = IMPLEMENTATIONS[impl].find_obstacle(device, dtype)
-    if obstacle is not None:
-        raise KernelError(f"attention_pool cannot run {impl!r} here", given=obstacle, fix='take impl="auto"')
-    return impl
+    preferred = _PREFERRED.get(device.type, ("torch",))
+    obstacles = {name: one.find_obstacle for name, one in IMPLEMENTATIONS.items()}
+    return choose("attention_pool", impl, obstacles, preferred, device, dtype)
 
 
 def _check_shapes(inputs: PoolInputs) -> None:

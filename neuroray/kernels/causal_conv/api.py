@@ -12,7 +12,7 @@ from torch import Tensor
 from neuroray.kernels.causal_conv import torch_impl
 from neuroray.kernels.causal_conv.inputs import ConvInputs, check_inputs
 from neuroray.kernels.causal_conv.reference import convolve_by_tokens
-from neuroray.kernels.errors import KernelError
+from neuroray.kernels.choice import choose
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -102,13 +102,6 @@ def choose_implementation(impl: str, device: torch.device, dtype: torch.dtype) -
     Raises:
         KernelError: no such implementation, or one that cannot run here.
     """
-    if impl == "auto":
-        preferred = _PREFERRED.get(device.type, ("torch",))
-        return next(name for name in preferred if IMPLEMENTATIONS[name].find_obstacle(device, dtype) is None)
-    if impl not in IMPLEMENTATIONS:
-        expected = f"auto, {', '.join(IMPLEMENTATIONS)}"
-        raise KernelError("causal_conv has no such implementation", given=impl, expected=expected)
-    obstacle = IMPLEMENTATIONS[impl].find_obstacle(device, dtype)
-    if obstacle is not None:
-        raise KernelError(f"causal_conv cannot run {impl!r} here", given=obstacle, fix='take impl="auto"')
-    return impl
+    preferred = _PREFERRED.get(device.type, ("torch",))
+    obstacles = {name: one.find_obstacle for name, one in IMPLEMENTATIONS.items()}
+    return choose("causal_conv", impl, obstacles, preferred, device, dtype)

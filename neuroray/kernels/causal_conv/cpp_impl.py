@@ -6,9 +6,6 @@ Vectors, number formats and memory are those of the selective scan's C++.
 from __future__ import annotations
 
 import ctypes
-import functools
-import logging
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +15,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from neuroray.kernels.causal_conv.inputs import ConvInputs
-from neuroray.kernels.errors import KernelError
-from neuroray.kernels.extension import open_library
-
-logger = logging.getLogger("neuroray.kernels")
-
-_LANES = 16
-_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+from neuroray.kernels.cpu_library import LANES, CpuLibrary, Rows, point_rows
 
 _HERE = Path(__file__).parent
 _SHARED = _HERE.parent / "selective_scan"
 _SOURCES = (_HERE / "conv.cpp", _SHARED / "scan_memory.h", _SHARED / "scan_vector.h")
-_opening = threading.Lock()
 
 
 def convolve(inputs: ConvInputs) -> Tensor:
@@ -39,36 +29,7 @@ def convolve(inputs: ConvInputs) -> Tensor:
 
 def find_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this cannot run; the first time it may build the library, which takes some seconds."""
-    if device.type != "cpu":
-        return f"it runs on CPUs only, not on {device}"
-    if dtype != torch.float32:
-        return f"it computes in float32, not {dtype}"
-    with _opening:
-        library = _open_once()
-    return str(library) if isinstance(library, KernelError) else None
-
-
-@functools.cache
-def _open_once() -> ctypes.CDLL | KernelError:
-    """The library, or why there is none: told in the log here, and so once in a process."""
-    try:
-        library = open_library("causal_conv", _SOURCES)
-    except KernelError as error:
-        logger.warning("causal_conv cannot run in C++ here, impl='auto' takes 'torch': %s", error)
-        return error
-    for name in ("neuroray_conv", "neuroray_conv_call_bytes"):
-        getattr(library, name).restype = ctypes.c_int64
-    assert library.neuroray_conv_call_bytes() == ctypes.sizeof(_Call)
-    return library
-
-
-class _Rows(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("kind", ctypes.c_int64),
-        ("batch_stride", ctypes.c_int64),
-        ("token_stride", ctypes.c_int64),
-    )
+    return LIBRARY.find_obstacle(device, dtype)
 
 
 _SIZES = ("batch", "tokens", "channels", "taps", "silu", "reverse", "threads")
@@ -79,11 +40,16 @@ class _Call(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in _SIZES),
-        *((name, _Rows) for name in ("x", "out")),
+        *((name, Rows) for name in ("x", "out")),
         ("weights", ctypes.c_void_p),
-        *((name, _Rows) for name in ("grad_out", "grad_x")),
+        *((name, Rows) for name in ("grad_out", "grad_x")),
         ("grad_weights", ctypes.c_void_p),
     )
+
+
+LIBRARY = CpuLibrary(
+    "causal_conv", _SOURCES, functions=("neuroray_conv",), call_bytes="neuroray_conv_call_bytes", call=_Call
+)
 
 
 class _Convolution(torch.autograd.Function):
@@ -113,10 +79,6 @@ def _call_library(
     inputs: ConvInputs, *, out: Tensor | None = None, grad_out: Tensor | None = None, grad_x: Tensor | None = None
 ) -> Tensor:
     """Writes the output, or with its gradient that of x; gives the latter's gradients of taps and bias as laid out."""
-    with _opening:
-        library = _open_once()
-    if isinstance(library, KernelError):
-        raise KernelError("causal_conv cannot run in C++ here", given=library)
     batch, tokens, channels = inputs.x.shape
     sizes = (batch, tokens, channels, inputs.num_taps, inputs.silu, inputs.reverse, torch.get_num_threads())
     call = _Call(*sizes)
@@ -124,10 +86,9 @@ def _call_library(
     x, weights = _line_up(inputs.x), _lay_weights(inputs)
     by_weights = torch.empty_like(weights)
     grad_out = None if grad_out is None else _line_up(grad_out)
-    call.x, call.out, call.grad_out, call.grad_x = (_point_rows(rows) for rows in (x, out, grad_out, grad_x))
+    call.x, call.out, call.grad_out, call.grad_x = (point_rows(rows) for rows in (x, out, grad_out, grad_x))
     call.weights, call.grad_weights = weights.data_ptr(), by_weights.data_ptr()
-    if library.neuroray_conv(ctypes.byref(call)):
-        raise MemoryError("causal_conv has no memory for its sums")
+    LIBRARY.call("neuroray_conv", call)
     return by_weights
 
 
@@ -140,10 +101,4 @@ def _lay_weights(inputs: ConvInputs) -> Tensor:
     """Taps and then biases, float32, a row each, filled up with zeros to whole vectors."""
     rows = inputs.weight.to(torch.float32).t()
     bias = rows.new_zeros(rows.shape[1]) if inputs.bias is None else inputs.bias.to(torch.float32)
-    return functional.pad(torch.cat([rows, bias[None]]), (0, -rows.shape[1] % _LANES)).contiguous()
-
-
-def _point_rows(tensor: Tensor | None) -> _Rows:
-    if tensor is None:
-        return _Rows()
-    return _Rows(tensor.data_ptr(), _KINDS[tensor.dtype], tensor.stride(0), tensor.stride(1))
+    return functional.pad(torch.cat([rows, bias[None]]), (0, -rows.shape[1] % LANES)).contiguous()

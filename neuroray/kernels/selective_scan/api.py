@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from neuroray.kernels.errors import KernelError
+from neuroray.kernels.choice import choose
 from neuroray.kernels.selective_scan.inputs import ScanInputs, check_inputs
 from neuroray.kernels.selective_scan.reference import scan_by_tokens
 
@@ -200,16 +200,9 @@ def choose_implementation(impl: str, device: torch.device, dtype: torch.dtype) -
     Raises:
         KernelError: no such implementation, or one that cannot run here.
     """
-    if impl == "auto":
-        preferred = _PREFERRED_ON.get(device.type, _PREFERRED)
-        return next(name for name in preferred if IMPLEMENTATIONS[name].find_obstacle(device, dtype) is None)
-    if impl not in IMPLEMENTATIONS:
-        expected = f"auto, {', '.join(IMPLEMENTATIONS)}"
-        raise KernelError("selective_scan has no such implementation", given=impl, expected=expected)
-    obstacle = IMPLEMENTATIONS[impl].find_obstacle(device, dtype)
-    if obstacle is not None:
-        raise KernelError(f"selective_scan cannot run {impl!r} here", given=obstacle, fix='take impl="auto"')
-    return impl
+    preferred = _PREFERRED_ON.get(device.type, _PREFERRED)
+    obstacles = {name: one.find_obstacle for name, one in IMPLEMENTATIONS.items()}
+    return choose("selective_scan", impl, obstacles, preferred, device, dtype)
 
 
 def _find(impl: str, inputs: ScanInputs) -> Implementation:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-import logging
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,19 +11,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from neuroray.kernels.cpu_library import KINDS, LANES, CpuLibrary, Rows, point_rows
 from neuroray.kernels.errors import KernelError
-from neuroray.kernels.extension import open_library
 from neuroray.kernels.selective_scan.inputs import ScanInputs
-
-logger = logging.getLogger("neuroray.kernels")
 
 # As in `scan_memory.h` and `scan_vector.h`.
 _CHUNK = 64
-_LANES = 16
-_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 _SOURCES = tuple(Path(__file__).parent / name for name in ("scan.cpp", "scan_walk.h", "scan_memory.h", "scan_vector.h"))
-_opening = threading.Lock()
 
 
 def scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
@@ -44,45 +36,7 @@ def both(ahead: ScanInputs, back: ScanInputs) -> Tensor:
 
 def find_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this cannot run; the first time it may build the library, which takes some seconds."""
-    if device.type != "cpu":
-        return f"it runs on CPUs only, not on {device}"
-    if dtype != torch.float32:
-        return f"its state is float32, not {dtype}"
-    with _opening:
-        library = _open_once()
-    return str(library) if isinstance(library, KernelError) else None
-
-
-@functools.cache
-def _open_once() -> ctypes.CDLL | KernelError:
-    """The library, or why there is none: told in the log here, and so once in a process."""
-    try:
-        library = open_library("selective_scan", _SOURCES)
-    except KernelError as error:
-        logger.warning("selective_scan cannot run in C++ here, impl='auto' takes 'torch': %s", error)
-        return error
-    for name in ("neuroray_scan_forward", "neuroray_scan_backward", "neuroray_scan_call_bytes"):
-        getattr(library, name).restype = ctypes.c_int64
-    assert library.neuroray_scan_call_bytes() == ctypes.sizeof(_Call)
-    return library
-
-
-def _call_library(name: str, call: _Call) -> None:
-    with _opening:
-        library = _open_once()
-    if isinstance(library, KernelError):
-        raise KernelError("selective_scan cannot run in C++ here", given=library)
-    if getattr(library, name)(ctypes.byref(call)):
-        raise MemoryError("selective_scan has no memory for its state")
-
-
-class _Rows(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("kind", ctypes.c_int64),
-        ("batch_stride", ctypes.c_int64),
-        ("token_stride", ctypes.c_int64),
-    )
+    return LIBRARY.find_obstacle(device, dtype)
 
 
 class _Mixing(ctypes.Structure):
@@ -107,15 +61,24 @@ class _Call(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in _SIZES),
-        *((name, _Rows) for name in ("u", "delta", "z", "previous", "out")),
+        *((name, Rows) for name in ("u", "delta", "z", "previous", "out")),
         *((name, ctypes.c_void_p) for name in _WEIGHTS),
         *((name, _Mixing) for name in ("B", "C")),
         *((name, ctypes.c_void_p) for name in ("last_state", "kept_states")),
         *((name, ctypes.c_int64) for name in _ADDED),
-        *((name, _Rows) for name in _GRADIENT_ROWS),
+        *((name, Rows) for name in _GRADIENT_ROWS),
         *((name, ctypes.c_void_p) for name in _GRADIENT_WEIGHTS),
         *((name, _Mixing) for name in ("grad_B", "grad_C")),
     )
+
+
+LIBRARY = CpuLibrary(
+    "selective_scan",
+    _SOURCES,
+    functions=("neuroray_scan_forward", "neuroray_scan_backward"),
+    call_bytes="neuroray_scan_call_bytes",
+    call=_Call,
+)
 
 
 class _Direction(NamedTuple):
@@ -149,8 +112,8 @@ def _run(directions: tuple[ScanInputs, ...]) -> tuple[Tensor, Tensor]:
 def _check_dtypes(inputs: ScanInputs) -> None:
     for name in ("u", "delta", "z"):
         tensor = getattr(inputs, name)
-        if tensor is not None and tensor.dtype not in _KINDS:
-            expected = ", ".join(str(dtype) for dtype in _KINDS)
+        if tensor is not None and tensor.dtype not in KINDS:
+            expected = ", ".join(str(dtype) for dtype in KINDS)
             raise KernelError(f"{name} has a dtype that no scan in C++ reads", given=tensor.dtype, expected=expected)
 
 
@@ -172,16 +135,16 @@ class _Scan(torch.autograd.Function):
         for index, direction in enumerate(directions):
             is_last = index == len(directions) - 1
             call = _describe(direction, softplus, reverses[index])
-            call.out = _point_rows(out if is_last else sum_so_far)
-            call.previous = _point_rows(sum_so_far if index else None)
-            call.z = _point_rows(z if is_last else None)
+            call.out = point_rows(out if is_last else sum_so_far)
+            call.previous = point_rows(sum_so_far if index else None)
+            call.z = point_rows(z if is_last else None)
             last_states.append(_make_floats((call.batch, call.channels, call.states)))
             call.last_state = _point(last_states[-1])
             if differentiable:
-                chunks, blocks = -(-call.tokens // _CHUNK), -(-call.channels // _LANES)
-                all_kept.append(_make_floats((call.batch, chunks, blocks, call.states, _LANES)))
+                chunks, blocks = -(-call.tokens // _CHUNK), -(-call.channels // LANES)
+                all_kept.append(_make_floats((call.batch, chunks, blocks, call.states, LANES)))
                 call.kept_states = _point(all_kept[-1])
-            _call_library("neuroray_scan_forward", call)
+            LIBRARY.call("neuroray_scan_forward", call)
         if differentiable:
             ctx.save_for_backward(*tensors, *all_kept)
         return out, last_states[0]
@@ -201,7 +164,7 @@ class _Scan(torch.autograd.Function):
         for index, (direction, given) in enumerate(zip(directions, _split(tensors), strict=True)):
             call = _describe(direction, ctx.softplus, ctx.reverses[index])
             call.kept_states = _point(all_kept[index])
-            call.z, call.grad_out, call.grad_z = (_point_rows(rows) for rows in (z, grad_out, grad_z))
+            call.z, call.grad_out, call.grad_z = (point_rows(rows) for rows in (z, grad_out, grad_z))
             call.grad_last_state = _point(grad_last_state if index == 0 else None)
             own = [
                 _make_like(tensor) if tensor is not None and wanted else None
@@ -212,7 +175,7 @@ class _Scan(torch.autograd.Function):
             call.add_to_u, call.add_to_delta, call.add_to_z = *shares, index > 0
             rows = [gradients[0][i] if shared else own[i] for i, shared in enumerate(shares)]
             _point_gradients(call, [*rows, *own[2:]])
-            _call_library("neuroray_scan_backward", call)
+            LIBRARY.call("neuroray_scan_backward", call)
             gradients.append(own)
         pairs = zip((gradient for own in gradients for gradient in own), tensors[1:], strict=True)
         cast = (None if gradient is None else gradient.to(tensor.dtype) for gradient, tensor in pairs)
@@ -271,7 +234,7 @@ def _describe(direction: _Direction, softplus: bool, reverse: bool) -> _Call:
     """All of a call that forward and backward have in common. It holds addresses: the tensors must outlive it."""
     batch, tokens, channels = direction.u.shape
     call = _Call(batch, tokens, channels, direction.A.shape[1], softplus, reverse, torch.get_num_threads())
-    call.u, call.delta = _point_rows(direction.u), _point_rows(direction.delta)
+    call.u, call.delta = point_rows(direction.u), point_rows(direction.delta)
     call.B, call.C = _point_mixing(direction.B), _point_mixing(direction.C)
     for name in _WEIGHTS:
         setattr(call, name, _point(getattr(direction, name)))
@@ -280,7 +243,7 @@ def _describe(direction: _Direction, softplus: bool, reverse: bool) -> _Call:
 
 def _point_gradients(call: _Call, gradients: list[Tensor | None]) -> None:
     u, delta, rates, B, C, skip, bias, initial_state = gradients  # noqa: N806 - the formula's letters
-    call.grad_u, call.grad_delta = _point_rows(u), _point_rows(delta)
+    call.grad_u, call.grad_delta = point_rows(u), point_rows(delta)
     call.grad_A, call.grad_D, call.grad_bias = _point(rates), _point(skip), _point(bias)
     call.grad_initial_state = _point(initial_state)
     call.grad_B, call.grad_C = _point_mixing(B), _point_mixing(C)
@@ -288,12 +251,6 @@ def _point_gradients(call: _Call, gradients: list[Tensor | None]) -> None:
 
 def _point(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
-
-
-def _point_rows(tensor: Tensor | None) -> _Rows:
-    if tensor is None:
-        return _Rows()
-    return _Rows(tensor.data_ptr(), _KINDS[tensor.dtype], tensor.stride(0), tensor.stride(1))
 
 
 def _point_mixing(tensor: Tensor | None) -> _Mixing:
