@@ -36,6 +36,7 @@ test: $(STAMP)
 # A GPU machine often has its own torch: with PYTHON given nothing is installed, and nothing but torch, triton and
 # pytest is needed.
 test-gpu: $(if $(PYTHON),,$(STAMP))
+	@$(if $(PYTHON),$(PYTHON),$(BIN)/python) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "neuroray: torch sees no CUDA device here; make test runs what a CPU can")'
 	@$(if $(PYTHON),$(PYTHON),$(BIN)/python) -m pytest -m gpu tests/kernels tests/platform/models $(TESTS)
 
 bench: $(if $(PYTHON),,$(STAMP))
