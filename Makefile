@@ -29,9 +29,9 @@ help:
 demo: $(STAMP)
 	@$(BIN)/python -m neuroray demo --out "$(OUT)" $(if $(STORE),--store "$(STORE)")
 
-# Two processes, a file each at a time: half the suite waits for servers and clusters to start.
+# Two processes, one of them for all that starts a Ray: half the suite waits for clusters and servers to start.
 test: $(STAMP)
-	@$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile $(TESTS)
+	@$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadgroup --no-loadscope-reorder $(TESTS)
 
 # A GPU machine often has its own torch: with PYTHON given nothing is installed, and nothing but torch, triton and
 # pytest is needed.
