@@ -189,11 +189,11 @@ class _Server(socketserver.ThreadingTCPServer):
         """A client that hangs up is no news."""
 
 
-class _Lost(Exception):
+class _LostError(Exception):
     """The connection has to be closed now."""
 
 
-class _Reset(Exception):
+class _ResetError(Exception):
     """The connection has to be reset now."""
 
 
@@ -212,10 +212,10 @@ class _Connection(socketserver.BaseRequestHandler):
         asks = self.request.makefile("rb", _STEP_BYTES)
         is_reset = False
         try:
-            with suppress(_Lost, OSError):
+            with suppress(_LostError, OSError):
                 while self._serve_one(proxy, asks):
                     pass
-        except _Reset:
+        except _ResetError:
             is_reset = True
         finally:
             self._hang_up()
@@ -302,7 +302,7 @@ class _Connection(socketserver.BaseRequestHandler):
             self._hang_up()
             if is_new:
                 break
-        raise _Lost
+        raise _LostError
 
     def _refuse(self, method: str, status: int, code: str, message: str) -> None:
         body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
@@ -312,7 +312,7 @@ class _Connection(socketserver.BaseRequestHandler):
     def _reset(self) -> NoReturn:
         # To close with nothing to linger for sends RST; the server's own way to close would send FIN first.
         self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        raise _Reset
+        raise _ResetError
 
     def _hang_up(self) -> None:
         for end in (self._answers, self._upstream):
@@ -352,7 +352,7 @@ def _read_body(source: BinaryIO, headers: dict[str, str], *, until_close: bool =
         left -= len(step) if left > 0 else 0
         yield step
     if left > 0:
-        raise _Lost
+        raise _LostError
 
 
 def _read_chunked(source: BinaryIO) -> Any:
