@@ -25,6 +25,7 @@ from zarr.storage import MemoryStore, StorePath, WrapperStore
 
 from neuroray.storage.faults import DamagedObjectError
 from neuroray.storage.locations import Location
+from neuroray.storage.shard_reading import RowLayout, RowReader
 
 _METADATA: Final = "zarr.json"
 _MAX_CHUNK_BYTES: Final = 16 * 2**20
@@ -130,6 +131,7 @@ class StoredGroup:
                 fix="restore the object, or ingest the scan again",
             )
         self._manifest: dict[str, Any] = json.loads(data)
+        self._row_readers: dict[str, RowReader | None] = {}
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -146,11 +148,40 @@ class StoredGroup:
         """The arrays in it."""
         return [key.removesuffix(f"/{_METADATA}") for key in self._manifest["metadata"] if key != _METADATA]
 
+    def array_attributes(self, name: str) -> dict[str, Any]:
+        """What an array's numbers mean."""
+        return self._manifest["metadata"][f"{name}/{_METADATA}"]["attributes"]
+
+    def read_rows(self, name: str, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Stored numbers of an array at `start` to `stop - 1` of its first axis, in `out` where that is given.
+
+        Raises:
+            StoreError: an object or chunk is missing or damaged, or cannot be had.
+        """
+        reader = self._row_reader(name)
+        if reader is not None:
+            return reader.read(start, stop, out)
+        stored = np.asarray(self.array(name)[start:stop])
+        if out is None:
+            return stored
+        out[...] = stored
+        return out
+
     def array(self, name: str) -> zarr.Array[Any]:
         """An array, its metadata taken from the manifest; to read a chunk that is missing or damaged raises."""
         store = self._place.zarr_store(read_only=True)
         metadata = self._manifest["metadata"][f"{name}/{_METADATA}"]
         return zarr.Array(cast(Any, zarr.AsyncArray(metadata, StorePath(store, name), config=_STRICT)))
+
+    def _row_reader(self, name: str) -> RowReader | None:
+        """None where the array lies in another way than the reader of rows knows, and zarr has to read it."""
+        if name not in self._row_readers:
+            layout = RowLayout.find(self._manifest["metadata"][f"{name}/{_METADATA}"])
+            prefix = f"{name}/"
+            sizes = {key.removeprefix(prefix): entry["size_bytes"] for key, entry in self.objects.items()}
+            place = self._place.child(name)
+            self._row_readers[name] = None if layout is None else RowReader(place, layout, sizes)
+        return self._row_readers[name]
 
 
 def manifest_key(path: str) -> str:

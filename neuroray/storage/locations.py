@@ -84,6 +84,20 @@ class Location:
         with self.telling(f"cannot read {key}"):
             return obstore.get(self._open(), key).bytes().to_bytes()
 
+    def read_range(self, key: str, start: int, stop: int) -> memoryview:
+        """The bytes `start` to `stop - 1` of an object.
+
+        Raises:
+            MissingObjectError: there is no such object.
+            StoreError: it cannot be read, or ends before `stop`.
+        """
+        _check_key(key)
+        with self.telling(f"cannot read {key}"):
+            data = memoryview(obstore.get_range(self._open(), key, start=start, end=stop))
+        if len(data) != stop - start:
+            raise StoreError(f"{key} in {self.uri} is too short", given=f"{len(data)} bytes of {start} to {stop}")
+        return data
+
     def digest(self, key: str) -> tuple[int, str]:
         """Size in bytes and SHA-256 (hex) of an object, read in steps.
 

@@ -20,7 +20,7 @@ from neuroray.storage.locations import Location, check_id
 from neuroray.storage.records import SCAN_COLUMNS, ScanRecord
 from neuroray.storage.scan import Scan
 from neuroray.storage.verify import verify_group
-from neuroray.storage.volume_format import VOXELS, decode_scan, decode_values, encode_scan
+from neuroray.storage.volume_format import VOXELS, StoredFrames, decode_scan, decode_values, encode_scan
 
 if TYPE_CHECKING:
     from neuroray.storage.participants import Participant
@@ -193,16 +193,46 @@ class ScanStore:
         Raises:
             StoreError: no such scan or frames, or an object that is missing or damaged.
         """
-        record = self.record(scan_id)
+        record = self._record_with_frames(scan_id, start, stop)
         is_timeseries = len(record.shape) == 4
-        num_frames = record.shape[0] if is_timeseries else 1
-        if not 0 <= start < stop <= num_frames:
-            expected = f"0 <= start < stop <= {num_frames}"
-            raise StoreError(f"scan {scan_id} has no such frames", given=f"{start} to {stop}", expected=expected)
+        rows = (start, stop) if is_timeseries else (0, record.shape[0])
         with self._reader.open(record) as group:
-            voxels = group.array(VOXELS)
-            values = decode_values(voxels, np.asarray(voxels[start:stop] if is_timeseries else voxels[...]))
+            values = decode_values(group.array(VOXELS), group.read_rows(VOXELS, *rows))
         return values if is_timeseries else values[np.newaxis]
+
+    def read_stored(
+        self, scan_id: str, start: int, stop: int, out: Num[np.ndarray, "time x y z"] | None = None
+    ) -> StoredFrames:
+        """Frames as they are stored, with what turns them into values; reads only the chunks they lie in.
+
+        Args:
+            scan_id: A time series.
+            start: First frame.
+            stop: The end (exclusive).
+            out: Where to put them: C order, of the stored type (`stored_dtype`).
+
+        Raises:
+            StoreError: no such scan or frames, or an object that is missing or damaged.
+        """
+        record = self._record_with_frames(scan_id, start, stop)
+        if len(record.shape) != 4:
+            raise StoreError(f"scan {scan_id} is no time series", given=record.shape, expected="time x y z")
+        with self._reader.open(record) as group:
+            attributes = group.array_attributes(VOXELS)
+            return StoredFrames(
+                frames=group.read_rows(VOXELS, start, stop, out),
+                slope=float(attributes["slope"]),
+                intercept=float(attributes["intercept"]),
+            )
+
+    def stored_dtype(self, scan_id: str) -> np.dtype[Any]:
+        """The type of the stored numbers, which `read_stored` gives.
+
+        Raises:
+            StoreError: no such scan, or its group cannot be opened.
+        """
+        with self._reader.open(self.record(scan_id)) as group:
+            return group.array(VOXELS).dtype
 
     def read_block(self, scan_id: str, selection: tuple[slice, ...]) -> Num[np.ndarray, "*time x y z"]:
         """Values of a block: one slice per axis of the stored shape; reads only the chunks it lies in.
@@ -290,6 +320,14 @@ class ScanStore:
             raise StoreError(
                 f"{self.uri} has another format", given=given, expected=f"up to {_FORMAT_VERSION}", fix=fix
             )
+
+    def _record_with_frames(self, scan_id: str, start: int, stop: int) -> ScanRecord:
+        record = self.record(scan_id)
+        num_frames = record.shape[0] if len(record.shape) == 4 else 1
+        if not 0 <= start < stop <= num_frames:
+            expected = f"0 <= start < stop <= {num_frames}"
+            raise StoreError(f"scan {scan_id} has no such frames", given=f"{start} to {stop}", expected=expected)
+        return record
 
     def _snapshot(self) -> Snapshot[ScanRecord]:
         return self._catalogue.read(self._pinned)

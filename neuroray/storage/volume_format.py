@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import zarr
+from jaxtyping import Num
 
 from neuroray.storage.faults import StoreError
 from neuroray.storage.group import ArrayContent, GroupContent, StoredGroup
@@ -15,6 +17,15 @@ VOXELS: Final = "voxels"
 HEADER: Final = "header"
 _AXES: Final = ("x", "y", "z")
 _VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFrames:
+    """Frames as they lie in the store: `value = stored * slope + intercept`."""
+
+    frames: Num[np.ndarray, "time x y z"]
+    slope: float
+    intercept: float
 
 
 def encode_scan(scan: Scan) -> GroupContent:
@@ -54,9 +65,10 @@ def encode_scan(scan: Scan) -> GroupContent:
 def decode_scan(group: StoredGroup) -> Scan:
     """The scan that a group holds, equal to the one that was written."""
     voxels = group.array(VOXELS)
+    stored = group.read_rows(VOXELS, 0, voxels.shape[0])
     header = np.asarray(group.array(HEADER)[:]).tobytes() if HEADER in group.array_names else b""
     return Scan(
-        voxels=decode_values(voxels, np.asarray(voxels[...])),
+        voxels=decode_values(voxels, stored),
         affine=np.array(voxels.attrs["affine"], dtype=np.float64),
         repetition_time_s=_optional_float(voxels.attrs["repetition_time_s"]),
         encoding=_encoding_from_json(group.attributes["encoding"]),
