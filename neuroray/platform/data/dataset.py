@@ -133,12 +133,15 @@ class _Part:
         self.plan, self.reader = plan, reader
         self.rank, self.world_size = rank, world_size
         self.steps = range(start, stop)
+        self._empty: dict[str, np.ndarray] | None = None
 
     def indices(self, step: int) -> list[int]:
         return self.plan.rank_batch(step, self.rank, self.world_size)
 
     def empty(self) -> dict[str, np.ndarray]:
-        return empty_batch(self.reader(self.plan.items[0]))
+        if self._empty is None:
+            self._empty = empty_batch(self.reader(self.plan.item(0, 0)))
+        return self._empty
 
 
 def _in_step(

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from neuroray.config import Config
 from neuroray.errors import NeurorayError
@@ -26,11 +26,12 @@ class PlanError(NeurorayError, ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadItem:
-    """One thing to read: a scan, or the frames `start` to `stop` (exclusive) of one."""
+    """One thing to read: a scan, or of one the frames `start` to `stop` (exclusive) and `padding` frames of nothing."""
 
     scan_id: str
     start: int | None = None
     stop: int | None = None
+    padding: int = 0
 
     def __post_init__(self) -> None:
         if (self.start is None) != (self.stop is None):
@@ -39,6 +40,34 @@ class ReadItem:
             )
         if self.start is not None and self.stop is not None and not 0 <= self.start < self.stop:
             raise PlanError("a window of no frames", given=self, expected="0 <= start < stop")
+        if self.padding < 0 or (self.padding and self.start is None):
+            raise PlanError("only a window is padded, by 0 frames or more", given=self)
+
+    @property
+    def num_frames(self) -> int | None:
+        """Frames of the row, padding included; None: a whole scan, however many it has."""
+        return None if self.start is None or self.stop is None else self.stop - self.start + self.padding
+
+
+class Sampler(Protocol):
+    """Items that are others in each epoch; their number, and the scan that each is of, stay."""
+
+    def __len__(self) -> int:
+        """How many there are in every epoch."""
+        ...
+
+    def item(self, index: int, epoch: int) -> ReadItem:
+        """One of them: a pure function of both numbers."""
+        ...
+
+
+Items = tuple[ReadItem, ...] | Sampler
+"""What a plan reads: the same in every epoch, or drawn anew for each."""
+
+
+def item_at(items: Items, index: int, epoch: int) -> ReadItem:
+    """The item with this index in this epoch."""
+    return items[index] if isinstance(items, tuple) else items.item(index, epoch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +127,7 @@ class KeyedPermutation(Sequence[int]):
 
 
 class PlannedBatch(NamedTuple):
-    """The items of one step: indices into the plan's items, in the order in which they are read."""
+    """The items of one step: indices into the plan's items of that epoch, in the order in which they are read."""
 
     epoch: int
     indices: list[int]
@@ -117,20 +146,20 @@ class Plan:
     """What is read at each step of a run; the same for every number of workers.
 
     Attributes:
-        items: What there is to read; batches hold indices into it.
+        items: What there is to read: fixed, or windows that are drawn anew each epoch; batches hold indices into it.
         config: How batches are drawn.
         num_epochs: Passes over the items.
         labels: One class per item; needed for `balanced` sampling only.
     """
 
-    items: tuple[ReadItem, ...]
+    items: Items
     config: PlanConfig
     num_epochs: int = 1
     labels: tuple[Hashable, ...] | None = None
     _members: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False, default=())
 
     def __post_init__(self) -> None:
-        if not self.items:
+        if len(self.items) == 0:
             raise PlanError("a plan over nothing", expected="at least one item to read")
         if self.num_epochs < 1:
             raise PlanError("a plan without an epoch", given=f"num_epochs {self.num_epochs}", expected="1 or more")
@@ -146,6 +175,16 @@ class Plan:
     def num_steps(self) -> int:
         """Batches of all epochs."""
         return self.steps_per_epoch * self.num_epochs
+
+    def item(self, index: int, epoch: int) -> ReadItem:
+        """What an index of a batch stands for."""
+        return item_at(self.items, index, epoch)
+
+    def reads(self, epoch: int) -> list[ReadItem]:
+        """All that an epoch reads, in order, whatever the number of workers."""
+        first = epoch * self.steps_per_epoch
+        batches = (self.batch(step) for step in range(first, first + self.steps_per_epoch))
+        return [self.item(index, epoch) for batch in batches for index in batch.indices]
 
     def batch(self, step: int) -> PlannedBatch:
         """The items of one step.
@@ -178,15 +217,13 @@ def plan_reads(
     for step, batch in steps(plan, start, stop):
         indices = rank_slice(batch.indices, rank, world_size)
         if indices:
-            yield StepRead(step, indices, [plan.items[index] for index in indices])
+            yield StepRead(step, indices, [plan.item(index, batch.epoch) for index in indices])
 
 
-def epoch_batches(
-    items: Sequence[ReadItem], labels: Sequence[Hashable] | None, config: PlanConfig, epoch: int
-) -> list[list[int]]:
+def epoch_batches(items: Items, labels: Sequence[Hashable] | None, config: PlanConfig, epoch: int) -> list[list[int]]:
     """All batches of one epoch, as indices into `items`."""
     known = None if labels is None else tuple(labels)
-    plan = Plan(items=tuple(items), config=config, num_epochs=epoch + 1, labels=known)
+    plan = Plan(items=items, config=config, num_epochs=epoch + 1, labels=known)
     return [batch.indices for _, batch in steps(plan, epoch * plan.steps_per_epoch)]
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from neuroray.platform.data.collate import ITEM
 from neuroray.platform.data.dataset import Feed, batch_stream
 from neuroray.platform.data.plan import Plan, rank_slice
 from neuroray.platform.data.readers import Reader
@@ -47,5 +48,9 @@ def stream_batches(plan: Plan, reader: Reader, team: Team, *, feed: Feed, start_
 
 
 def _stand_in(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One row of ones for a rank that has none of a short batch; ones, so that a mask in it hides nothing."""
-    return {name: value.new_ones((1, *value.shape[1:])) for name, value in values.items()}
+    """One row of ones for a rank that has none of a short batch; ones, so that a mask in it hides nothing.
+
+    Its `item` is -1, which is none of the plan's.
+    """
+    ones = {name: value.new_ones((1, *value.shape[1:])) for name, value in values.items()}
+    return {**ones, ITEM: -ones[ITEM]}

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from neuroray.platform.data.plan import Plan, PlanConfig, ReadItem
+from neuroray.platform.data.plan import Plan, PlanConfig, item_at
+from neuroray.platform.data.windows import choose_windows
 from neuroray.platform.train.checkpointing import Checkpoints, load_model
 from neuroray.platform.train.feed import choose_feed, stream_batches
 from neuroray.platform.train.manifest import Progress
@@ -78,11 +79,14 @@ def prepare_run(recipe: Recipe, *, store: str, folder: Location) -> Run:
 
     Raises:
         RecipeError: training cannot start, or the folder holds another run.
+        PlanError: windows that do not fit the scans.
     """
     version = ScanStore(store, version=choose_version(folder, recipe)).version
     cohort = recipe.task().prepare(ScanStore(store, version=version))
     pinned = dataclasses.replace(recipe.data, store=cohort.store, version=version)
     run = Run(recipe=dataclasses.replace(recipe, data=pinned), cohort=cohort, folder=folder)
+    for plan in (training_plan, validation_plan):
+        plan(run.recipe, cohort)  # windows that do not fit the scans are told now, not on a worker
     require_same_run(folder, run.recipe, cohort)
     return run
 
@@ -119,9 +123,10 @@ def train_worker(run: Run, *, watch: Watch | None = None) -> FitResult:
 def training_plan(recipe: Recipe, cohort: Cohort) -> Plan:
     """Which scan is read at which step."""
     config = PlanConfig(batch_size=recipe.loop.batch_size, seed=recipe.seed, sampling=recipe.data.sampling)
-    scan_ids = cohort.split.train
+    items = choose_windows(cohort.split.train, cohort.num_frames, recipe.data.windows, seed=recipe.seed)
+    scan_ids = (item_at(items, index, epoch=0).scan_id for index in range(len(items)))
     return Plan(
-        items=tuple(ReadItem(scan_id=scan_id) for scan_id in scan_ids),
+        items=items,
         config=config,
         num_epochs=recipe.loop.num_epochs,
         labels=tuple(cohort.split.labels[scan_id] for scan_id in scan_ids),
@@ -129,9 +134,10 @@ def training_plan(recipe: Recipe, cohort: Cohort) -> Plan:
 
 
 def validation_plan(recipe: Recipe, cohort: Cohort) -> Plan:
-    """Everybody on the validation side once, in order."""
+    """Everybody on the validation side once, in order: whole scans, or windows that cover every frame of theirs."""
     config = PlanConfig(batch_size=recipe.loop.batch_size, sampling="in_order")
-    return Plan(items=tuple(ReadItem(scan_id=scan_id) for scan_id in cohort.split.val), config=config)
+    windows = choose_windows(cohort.split.val, cohort.num_frames, recipe.data.windows.covering(), seed=recipe.seed)
+    return Plan(items=windows, config=config)
 
 
 def weigh(progress: Progress, scores: dict[str, float], *, checkpoint: str, config: LoopConfig) -> Progress:

@@ -11,6 +11,7 @@ import tyro
 from neuroray.config import Config, without_effect
 from neuroray.errors import NeurorayError
 from neuroray.platform.data.splits import SplitConfig
+from neuroray.platform.data.windows import WindowConfig
 
 if TYPE_CHECKING:
     from neuroray.platform.train.task import Task
@@ -38,6 +39,7 @@ class DataConfig(Config):
         target: The label: a column of the catalogue, or a name among a scan's extra columns.
         classes: Values of it to keep; empty: all. The model's outputs follow them in sorted order.
         sampling: `shuffled` passes over everybody once an epoch; `balanced` draws the classes equally often.
+        windows: Which frames of a run are read: whole scans, or windows. Evaluation covers every frame either way.
         version: Version of the catalogue; None: the newest when the run starts, which is then written into
             `config.json`.
         store: Where the scans are; filled when the run starts.
@@ -49,6 +51,7 @@ class DataConfig(Config):
     target: str = "diagnosis"
     classes: tuple[str, ...] = ()
     sampling: Literal["shuffled", "balanced"] = "shuffled"
+    windows: WindowConfig = field(default_factory=WindowConfig)
     version: int | None = None
     store: Annotated[str, tyro.conf.Suppress] = without_effect("")
     feed: Literal["auto", "ray", "direct"] = without_effect("auto")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from jaxtyping import Float, Shaped
@@ -29,6 +29,7 @@ class Cohort:
         split: Who trains, who selects, who judges, and the labels.
         features: Fingerprint of the cached features that are read in place of scans; None: scans are read.
         spacing_mm: Smallest and largest voxel size along x, y, z among the training scans.
+        num_frames: Of each scan, by scan id, for a model that reads windows.
     """
 
     store: str
@@ -36,6 +37,7 @@ class Cohort:
     split: Split
     features: str | None = None
     spacing_mm: tuple[tuple[float, float, float], tuple[float, float, float]]
+    num_frames: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Counts and pins, without a name: for `run.json` and for people."""
