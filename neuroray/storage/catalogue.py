@@ -178,7 +178,9 @@ class Catalogue[R: Record]:
         for attempt in range(_COMMIT_ATTEMPTS):
             try:
                 properties = CommitProperties(max_commit_retries=_COMMIT_RETRIES)
-                write_deltalake(table, rows, mode="append", commit_properties=properties)
+                # merge: a table made before a column was thought of gets it now (its older rows hold nothing there),
+                # and one that a newer neuroray gave a column more takes rows without it.
+                write_deltalake(table, rows, mode="append", schema_mode="merge", commit_properties=properties)
             except CommitFailedError as error:
                 if attempt == _COMMIT_ATTEMPTS - 1:
                     raise self._fault("cannot commit to the catalogue: others did each time", error) from error

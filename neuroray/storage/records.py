@@ -7,6 +7,8 @@ from typing import Final
 
 import pyarrow as pa
 
+from neuroray.storage.profiles.profile import NATIVE, NATIVE_SHA256
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScanRecord:
@@ -31,6 +33,8 @@ class ScanRecord:
         source_name: The file it came from, as the ingest chose to call it.
         source_sha256: Digest of that file; "" where not taken.
         flags: What a person should know of it.
+        profile: Name of the preprocessing profile; None in rows from before there were any, which are all native.
+        profile_sha256: Fingerprint of that profile; None as above.
         written_at: UTC, ISO 8601.
     """
 
@@ -58,11 +62,18 @@ class ScanRecord:
     source_name: str = ""
     source_sha256: str = ""
     flags: tuple[str, ...] = ()
+    profile: str | None = None
+    profile_sha256: str | None = None
 
     @property
     def key(self) -> str:
         """The scan's id: one record of each counts."""
         return self.scan_id
+
+    @property
+    def prepared_by(self) -> tuple[str, str]:
+        """Name and fingerprint of the profile, whatever the age of the row."""
+        return self.profile or NATIVE, self.profile_sha256 or NATIVE_SHA256
 
 
 SCAN_COLUMNS: Final = pa.schema(
@@ -90,6 +101,8 @@ SCAN_COLUMNS: Final = pa.schema(
         pa.field("source_sha256", pa.string(), nullable=False),
         pa.field("size_bytes", pa.int64(), nullable=False),
         pa.field("flags", pa.list_(pa.string()), nullable=False),
+        pa.field("profile", pa.string()),
+        pa.field("profile_sha256", pa.string()),
         pa.field("written_at", pa.timestamp("us", tz="UTC"), nullable=False),
     ]
 )

@@ -10,17 +10,34 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Bool, Num
 
 from neuroray.storage.catalogue import Catalogue, Snapshot, utc_now
 from neuroray.storage.faults import Fault, MissingObjectError, ObjectExistsError, StoreError
 from neuroray.storage.group import GroupContent, WrittenGroup
 from neuroray.storage.group_reader import GroupReader
 from neuroray.storage.locations import Location, check_id
+from neuroray.storage.profiles.prepared import Prepared
+from neuroray.storage.profiles.profile import NATIVE, find_profile
+from neuroray.storage.profiles.statistics import Statistics
+from neuroray.storage.profiles.steps import prepare
+from neuroray.storage.profiles.stored import StoredProfile
+from neuroray.storage.profiles.transform import TemplateTransform
 from neuroray.storage.records import SCAN_COLUMNS, ScanRecord
 from neuroray.storage.scan import Scan
 from neuroray.storage.verify import verify_group
-from neuroray.storage.volume_format import VOXELS, StoredFrames, decode_scan, decode_values, encode_scan
+from neuroray.storage.volume_format import (
+    VOXELS,
+    StoredFrames,
+    check_storable,
+    decode_mask,
+    decode_profile,
+    decode_scan,
+    decode_statistics,
+    decode_to_template,
+    decode_values,
+    encode_scan,
+)
 
 if TYPE_CHECKING:
     from neuroray.storage.participants import Participant
@@ -113,7 +130,7 @@ class ScanStore:
 
     def write(
         self,
-        scan: Scan,
+        scan: Scan | Prepared,
         *,
         scan_id: str,
         subject: str,
@@ -128,7 +145,7 @@ class ScanStore:
         """Stores a scan with what is known of the person; the same scan again changes nothing.
 
         Args:
-            scan: What to store.
+            scan: What to store; one that went through no profile is taken as `native`.
             scan_id: Its name in the store; one that is there already gets a new version.
             subject: The person.
             modality: "T1w", "bold", ...
@@ -149,7 +166,7 @@ class ScanStore:
         if session is not None:
             check_id(session, what="a session")
         _check_person(subject, participant)
-        content = encode_scan(scan)
+        content = encode_scan(prepared := _prepare(scan))
         group = self._write_group(scan_id, content, rewrite)
         record = ScanRecord(
             scan_id=scan_id,
@@ -160,7 +177,9 @@ class ScanStore:
             source_name=source_name,
             source_sha256=source_sha256,
             written_at=utc_now(),
-            **_grid(scan),
+            profile=prepared.profile.name,
+            profile_sha256=prepared.profile.fingerprint(),
+            **_grid(prepared.scan),
             **_labels(participant),
             **dataclasses.asdict(group),
         )
@@ -186,6 +205,44 @@ class ScanStore:
         record = self.record(scan_id)
         with self._reader.open(record) as group:
             return decode_scan(group)
+
+    def read_mask(self, scan_id: str) -> Bool[np.ndarray, "x y z"] | None:
+        """The brain mask on the scan's grid; None where its profile makes none.
+
+        Raises:
+            StoreError: no such scan, or an object that is missing or damaged.
+        """
+        with self._reader.open(self.record(scan_id)) as group:
+            return decode_mask(group)
+
+    def read_statistics(self, scan_id: str) -> Statistics | None:
+        """Mean, deviation and range of the values over the brain; reads no voxel.
+
+        None where no voxel counted, and for scans that were written before statistics were kept.
+
+        Raises:
+            StoreError: no such scan, or its group cannot be opened.
+        """
+        with self._reader.open(self.record(scan_id)) as group:
+            return decode_statistics(group)
+
+    def read_profile(self, scan_id: str) -> StoredProfile:
+        """The profile that the scan was prepared by, its options and hash.
+
+        Raises:
+            StoreError: no such scan, or its group cannot be opened.
+        """
+        with self._reader.open(self.record(scan_id)) as group:
+            return decode_profile(group)
+
+    def read_to_template(self, scan_id: str) -> TemplateTransform | None:
+        """How the scan was brought to a template, for `carry_back`; None where it lies on its own grid.
+
+        Raises:
+            StoreError: no such scan, or an object that is missing or damaged.
+        """
+        with self._reader.open(self.record(scan_id)) as group:
+            return decode_to_template(group)
 
     def read_window(self, scan_id: str, start: int, stop: int) -> Num[np.ndarray, "time x y z"]:
         """Values of the frames `start` to `stop - 1`; reads only the chunks they lie in. A 3D scan is one frame.
@@ -350,6 +407,14 @@ def _check_person(subject: str, participant: Participant | None) -> None:
     """Nobody gets the labels of another; BIDS's `sub-` may be there or not."""
     if participant is not None and participant.subject.removeprefix("sub-") != subject.removeprefix("sub-"):
         raise StoreError("a scan is given another person's labels", given=participant.subject, expected=subject)
+
+
+def _prepare(scan: Scan | Prepared) -> Prepared:
+    """What is stored; of a scan that went through no profile, the native one."""
+    if isinstance(scan, Prepared):
+        return scan
+    check_storable(scan)
+    return prepare(scan, find_profile(NATIVE))
 
 
 def _grid(scan: Scan) -> dict[str, Any]:

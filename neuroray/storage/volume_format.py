@@ -11,12 +11,23 @@ from jaxtyping import Num
 
 from neuroray.storage.faults import StoreError
 from neuroray.storage.group import ArrayContent, GroupContent, StoredGroup
-from neuroray.storage.scan import Encoding, Scan, SourceGrid
+from neuroray.storage.profiles.prepared import Prepared
+from neuroray.storage.profiles.statistics import Statistics, statistics_from_json, statistics_to_json
+from neuroray.storage.profiles.stored import (
+    StoredProfile,
+    source_from_json,
+    source_to_json,
+    transform_from_json,
+    transform_to_json,
+)
+from neuroray.storage.profiles.transform import TemplateTransform
+from neuroray.storage.scan import Encoding, Scan
 
 VOXELS: Final = "voxels"
+MASK: Final = "mask"
 HEADER: Final = "header"
 _AXES: Final = ("x", "y", "z")
-_VERSION: Final = 1
+_VERSION: Final = 2  # 1 had no profile, mask, statistics, way to a template
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +39,8 @@ class StoredFrames:
     intercept: float
 
 
-def encode_scan(scan: Scan) -> GroupContent:
-    """The group that holds a scan.
+def encode_scan(prepared: Prepared) -> GroupContent:
+    """The group that holds a prepared scan.
 
     Voxels go in as the file had them (int16 stays int16) where that gives back every value bit for bit, else as values.
 
@@ -37,7 +48,8 @@ def encode_scan(scan: Scan) -> GroupContent:
         StoreError: numbers that cannot be kept: no voxels, an element type that is no number, an affine or time that is
             not finite.
     """
-    _check_storable(scan)
+    scan = prepared.scan
+    check_storable(scan)
     stored, slope, intercept = _stored_voxels(scan)
     meaning = {
         "affine": scan.affine.astype(np.float64).tolist(),
@@ -51,39 +63,29 @@ def encode_scan(scan: Scan) -> GroupContent:
     }
     dimensions = ("time", *_AXES) if scan.is_timeseries else _AXES
     arrays = {VOXELS: ArrayContent(values=stored, dimensions=dimensions, attributes=meaning, is_sharded=True)}
-    if scan.source is not None and scan.source.header:
-        arrays[HEADER] = ArrayContent(values=np.frombuffer(scan.source.header, np.uint8), dimensions=("byte",))
+    if prepared.mask is not None:
+        arrays[MASK] = ArrayContent(values=prepared.mask, dimensions=_AXES, is_sharded=True)
+    source = scan.source or (prepared.to_template.native.source if prepared.to_template else None)
+    if source is not None and source.header:
+        arrays[HEADER] = ArrayContent(values=np.frombuffer(source.header, np.uint8), dimensions=("byte",))
     attributes = {
         "neuroray": {"content": "scan", "version": _VERSION},
         "encoding": _encoding_to_json(scan.encoding),
-        "source": _source_to_json(scan.source),
+        "source": source_to_json(scan.source),
         "flags": list(scan.flags),
+        "profile": StoredProfile.of(prepared.profile).to_json(),
+        "statistics": statistics_to_json(prepared.statistics),
+        "to_template": transform_to_json(prepared.to_template),
     }
     return GroupContent(arrays, attributes)
 
 
-def decode_scan(group: StoredGroup) -> Scan:
-    """The scan that a group holds, equal to the one that was written."""
-    voxels = group.array(VOXELS)
-    stored = group.read_rows(VOXELS, 0, voxels.shape[0])
-    header = np.asarray(group.array(HEADER)[:]).tobytes() if HEADER in group.array_names else b""
-    return Scan(
-        voxels=decode_values(voxels, stored),
-        affine=np.array(voxels.attrs["affine"], dtype=np.float64),
-        repetition_time_s=_optional_float(voxels.attrs["repetition_time_s"]),
-        encoding=_encoding_from_json(group.attributes["encoding"]),
-        source=_source_from_json(group.attributes["source"], header),
-        flags=tuple(group.attributes["flags"]),
-    )
+def check_storable(scan: Scan) -> None:
+    """Refuses numbers that cannot be kept.
 
-
-def decode_values(array: zarr.Array[Any], stored: np.ndarray) -> np.ndarray:
-    """Values of numbers read from `array`: `stored * slope + intercept` in float64, rounded once to `value_dtype`."""
-    attributes: dict[str, Any] = dict(array.attrs)
-    return _decode(stored, attributes["slope"], attributes["intercept"], np.dtype(attributes["value_dtype"]))
-
-
-def _check_storable(scan: Scan) -> None:
+    Raises:
+        StoreError: no voxels, an element type that is no number, an affine or time that is not finite.
+    """
     if scan.voxels.size == 0 or scan.voxels.dtype.kind not in "biuf" or scan.voxels.dtype.itemsize > 8:
         given = f"{scan.voxels.dtype} of shape {scan.voxels.shape}"
         raise StoreError("voxels cannot be stored", given=given, expected="integers, floats or booleans, at least one")
@@ -92,6 +94,46 @@ def _check_storable(scan: Scan) -> None:
     numbers += [np.array([scan.encoding.slope, scan.encoding.intercept])] if scan.encoding else []
     if not all(np.isfinite(number).all() for number in numbers):
         raise StoreError("a scan cannot be stored", given="an affine, time or scale that is not finite")
+
+
+def decode_scan(group: StoredGroup) -> Scan:
+    """The scan that a group holds, equal to the one that was written."""
+    voxels = group.array(VOXELS)
+    return Scan(
+        voxels=decode_values(voxels, group.read_rows(VOXELS, 0, voxels.shape[0])),
+        affine=np.array(voxels.attrs["affine"], dtype=np.float64),
+        repetition_time_s=_optional_float(voxels.attrs["repetition_time_s"]),
+        encoding=_encoding_from_json(group.attributes["encoding"]),
+        source=source_from_json(group.attributes["source"], _read_header(group)),
+        flags=tuple(group.attributes["flags"]),
+    )
+
+
+def decode_mask(group: StoredGroup) -> np.ndarray | None:
+    """The brain mask of a group, bool `x y z`; None where it has none."""
+    return np.asarray(group.array(MASK)[...]) if MASK in group.array_names else None
+
+
+def decode_statistics(group: StoredGroup) -> Statistics | None:
+    """The statistics of a group; None where no voxel counted, and for groups of before they were kept."""
+    return statistics_from_json(group.attributes.get("statistics"))
+
+
+def decode_profile(group: StoredGroup) -> StoredProfile:
+    """The profile of a group; native for groups of before there were profiles."""
+    return StoredProfile.from_json(group.attributes.get("profile"))
+
+
+def decode_to_template(group: StoredGroup) -> TemplateTransform | None:
+    """How the scan of a group was brought to a template; None where it was not."""
+    data = group.attributes.get("to_template")
+    return None if data is None else transform_from_json(data, _read_header(group))
+
+
+def decode_values(array: zarr.Array[Any], stored: np.ndarray) -> np.ndarray:
+    """Values of numbers read from `array`: `stored * slope + intercept` in float64, rounded once to `value_dtype`."""
+    attributes: dict[str, Any] = dict(array.attrs)
+    return _decode(stored, attributes["slope"], attributes["intercept"], np.dtype(attributes["value_dtype"]))
 
 
 def _stored_voxels(scan: Scan) -> tuple[np.ndarray, float, float]:
@@ -138,29 +180,8 @@ def _encoding_from_json(data: dict[str, Any] | None) -> Encoding | None:
     return None if data is None else Encoding(**data)
 
 
-def _source_to_json(source: SourceGrid | None) -> dict[str, Any] | None:
-    if source is None:
-        return None
-    return {
-        "format": source.format,
-        "affine": source.affine.astype(np.float64).tolist(),
-        "axis_order": list(source.axis_order),
-        "axis_flip": list(source.axis_flip),
-        "had_time_axis": source.had_time_axis,
-    }
-
-
-def _source_from_json(data: dict[str, Any] | None, header: bytes) -> SourceGrid | None:
-    if data is None:
-        return None
-    return SourceGrid(
-        format=data["format"],
-        header=header,
-        affine=np.array(data["affine"], dtype=np.float64),
-        axis_order=tuple(data["axis_order"]),
-        axis_flip=tuple(data["axis_flip"]),
-        had_time_axis=data["had_time_axis"],
-    )
+def _read_header(group: StoredGroup) -> bytes:
+    return np.asarray(group.array(HEADER)[:]).tobytes() if HEADER in group.array_names else b""
 
 
 def _optional_float(value: Any) -> float | None:

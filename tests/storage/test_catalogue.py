@@ -81,7 +81,7 @@ def test_a_column_added_later_disturbs_neither_old_rows_nor_old_readers(tmp_path
     own = make_catalogue(tmp_path)
     own.append([make_record("a")])
     rows = DeltaTable(tmp_path / "catalogue").to_pyarrow_table()
-    newer = rows.append_column("profile", pa.array(["native"]))
+    newer = rows.append_column("scanner", pa.array(["Prisma"]))
     newer = newer.set_column(newer.column_names.index("scan_id"), rows.schema.field("scan_id"), pa.array([["b"]][0]))
     write_deltalake(tmp_path / "catalogue", newer, mode="append", schema_mode="merge")
     snapshot = Catalogue(Location(tmp_path / "catalogue"), ScanRecord, SCAN_COLUMNS).read()

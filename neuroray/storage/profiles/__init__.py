@@ -1,0 +1,22 @@
+"""Preprocessing profiles: named, versioned ways from a read scan to what a store keeps of it."""
+
+from neuroray.storage.profiles.prepared import Prepared
+from neuroray.storage.profiles.profile import PROFILES, Profile, ProfileError, find_profile
+from neuroray.storage.profiles.statistics import Statistics
+from neuroray.storage.profiles.steps import Step, prepare, steps
+from neuroray.storage.profiles.transform import NativeGrid, TemplateTransform, carry_back
+
+__all__ = [
+    "PROFILES",
+    "NativeGrid",
+    "Prepared",
+    "Profile",
+    "ProfileError",
+    "Statistics",
+    "Step",
+    "TemplateTransform",
+    "carry_back",
+    "find_profile",
+    "prepare",
+    "steps",
+]

@@ -1,0 +1,63 @@
+"""The way from a person's own space to a template's, and maps carried back along it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Num
+from scipy import ndimage
+
+from neuroray.storage.scan import ScanError, SourceGrid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NativeGrid:
+    """The grid that a scan had before it was resampled.
+
+    Attributes:
+        shape: Voxels along x, y, z.
+        affine: Voxel indices to world in mm, RAS+, 4 x 4.
+        source: The file's own grid and header; None for a scan made in memory.
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    source: SourceGrid | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateTransform:
+    """How a resampled scan lies in its template.
+
+    Attributes:
+        template: The template's name.
+        affine: World of the native scan to world of the template, both in mm, RAS+, 4 x 4.
+        native: The grid that the scan had.
+    """
+
+    template: str
+    affine: np.ndarray
+    native: NativeGrid
+
+
+def carry_back(
+    values: Num[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"], transform: TemplateTransform
+) -> Float[np.ndarray, "x y z"]:
+    """A map over the template's grid, on the native grid: linear between voxels, 0 outside the map.
+
+    Args:
+        values: The map.
+        affine: Its voxel indices to world (template) in mm.
+        transform: As stored with the scan.
+
+    Raises:
+        ScanError: the map is not one volume.
+    """
+    if values.ndim != 3:
+        raise ScanError("a map has three axes", given=f"shape {values.shape}", expected="x y z")
+    # Native voxel -> native world -> template world -> voxel of the map.
+    to_map = np.linalg.inv(affine) @ transform.affine @ transform.native.affine
+    return ndimage.affine_transform(
+        values.astype(np.float32), to_map, output_shape=transform.native.shape, order=1, mode="constant", cval=0.0
+    )
