@@ -67,7 +67,9 @@ def ray_session() -> Iterator[Any]:
     """A local Ray with four CPUs, started once; gives the `ray` module."""
     import ray
 
-    ray.init(
+    from neuroray.jobs.ray_session import start_local_ray
+
+    start_local_ray(
         num_cpus=4,
         include_dashboard=False,
         object_store_memory=300 * 2**20,

@@ -9,6 +9,9 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
+from typing import Any
+
+logger = logging.getLogger(__name__)
 
 _OBJECT_STORE_BYTES = 512 * 2**20
 # Lines of Ray's own actors that say nothing to a person: a cleaner that asks the dashboard, of which there is none,
@@ -24,9 +27,11 @@ _CHATTER = "|".join(
         "PYTHON worker processes have been started on node",
     ]
 )
-# A busy machine takes its time to start processes; Ray's own limits (30 s for a node, 5 s for the HTTP proxy) would
-# give up on it, with an error that names neither.
+# A busy machine takes its time to start processes; Ray's own limits (30 s for the raylet, 5 s for the HTTP proxy) would
+# give up on it, with an error that names neither. The limit for a node to be known, 30 s too, cannot be set.
 _PATIENCE = {"RAY_raylet_start_wait_time_s": "180", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+_TOO_SLOW = "timed out during startup"
+_START_ATTEMPTS = 4
 _CHATTY_LOGGERS = ("ray.data._internal.execution.streaming_executor", "ray.data._internal.progress")
 
 
@@ -71,8 +76,7 @@ def ensure_ray(*, num_cpus: int = 0) -> Iterator[None]:
             stack.enter_context(_own_token())
             for name, value in _PATIENCE.items():
                 os.environ.setdefault(name, value)
-            ray.init(
-                address="local",
+            start_local_ray(
                 num_cpus=max(os.cpu_count() or 1, num_cpus + 2),
                 include_dashboard=False,
                 object_store_memory=_OBJECT_STORE_BYTES,
@@ -81,6 +85,26 @@ def ensure_ray(*, num_cpus: int = 0) -> Iterator[None]:
             )
         stack.callback(ray.shutdown)
         yield
+
+
+def start_local_ray(**options: Any) -> None:
+    """Starts a cluster of this machine's own, again where the machine was too busy to start one in Ray's 30 s.
+
+    Args:
+        options: Of `ray.init`.
+    """
+    import ray
+
+    for attempt in range(1, _START_ATTEMPTS + 1):
+        try:
+            ray.init(address="local", **options)
+        except Exception as error:  # Ray raises no type of its own here
+            ray.shutdown()  # what has been started of it
+            if _TOO_SLOW not in str(error) or attempt == _START_ATTEMPTS:
+                raise
+            logger.warning("this machine is too busy to start Ray in 30 s; trying again")
+        else:
+            return
 
 
 @contextlib.contextmanager

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
+
+from neuroray.jobs.ray_session import start_local_ray
 
 _SCRIPT = """
 import os
@@ -34,3 +37,29 @@ def test_a_cluster_of_ones_own_is_closed_and_leaves_no_trace(tmp_path: Path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     subprocess.run([sys.executable, "-c", _SCRIPT], env={**environment, "HOME": str(tmp_path)}, check=True)
     assert not (tmp_path / ".ray").exists()
+
+
+def test_a_machine_that_is_too_busy_is_tried_again(monkeypatch: pytest.MonkeyPatch):
+    started = []
+
+    def start(**options: object) -> None:
+        started.append(options)
+        if len(started) < 3:
+            raise Exception("The current node timed out during startup. This could ...")  # noqa: TRY002 - as Ray does
+
+    monkeypatch.setattr(ray, "init", start)
+    start_local_ray(num_cpus=5)
+    assert started == [{"address": "local", "num_cpus": 5}] * 3
+
+
+def test_any_other_fault_of_the_start_is_told_at_once(monkeypatch: pytest.MonkeyPatch):
+    started = []
+
+    def start(**options: object) -> None:
+        started.append(options)
+        raise ValueError("no such option")
+
+    monkeypatch.setattr(ray, "init", start)
+    with pytest.raises(ValueError, match="no such option"):
+        start_local_ray(num_cpu=5)
+    assert len(started) == 1
