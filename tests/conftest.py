@@ -23,6 +23,9 @@ os.environ.update(
     RAY_raylet_start_wait_time_s="180",
     HF_HUB_OFFLINE="1",
     MPLBACKEND="Agg",
+    # What is made to fail for ever in a test is given up soon.
+    NEURORAY_DEADLINE_S="2",
+    NEURORAY_STALL_S="5",
 )
 
 # Beside other test processes each keeps to one thread: OpenMP's threads wait by spinning, and two processes of two

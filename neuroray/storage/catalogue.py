@@ -8,7 +8,8 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Final, Protocol
@@ -18,8 +19,9 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
-from neuroray.storage.faults import MissingObjectError, StoreError
+from neuroray.storage.faults import ForbiddenError, MissingObjectError, StoreError
 from neuroray.storage.locations import Location
+from neuroray.storage.retries import Attempts, describe, find_refusal, is_transient, keep_trying
 
 # Old versions stay readable: a run pins one, and may be repeated years later.
 _PROPERTIES: Final = {
@@ -27,6 +29,7 @@ _PROPERTIES: Final = {
     "delta.deletedFileRetentionDuration": "interval 36500 days",
     "delta.enableExpiredLogCleanup": "false",
 }
+_MARK: Final = "neuroray.commit"
 _COMMIT_ATTEMPTS: Final = 8
 _COMMIT_RETRIES: Final = 25  # inside the Delta library, without a pause
 _LONGEST_PAUSE_S: Final = 4.0
@@ -106,16 +109,16 @@ class Catalogue[R: Record]:
             pa.field("record_sha256", pa.string(), nullable=False),
         ]
         schema = pa.schema([*self._columns, *own])
-        try:
-            options = self._location.delta_options
-            DeltaTable.create(
-                self._location.delta_uri(), schema, mode="ignore", configuration=_PROPERTIES, storage_options=options
-            )
-        except CommitFailedError:
-            # Another process made it between the look and the write.
-            self._open(None)
-        except (DeltaError, OSError) as error:
-            raise self._fault("cannot make the catalogue", error) from error
+
+        def make() -> None:
+            try:
+                uri, options = self._location.delta_uri(), self._location.delta_options
+                DeltaTable.create(uri, schema, mode="ignore", configuration=_PROPERTIES, storage_options=options)
+            except CommitFailedError:
+                # Another process made it between the look and the write, or an earlier try whose answer was lost.
+                self._open(None)
+
+        self._try("cannot make the catalogue", make)
 
     def exists(self) -> bool:
         """Whether the table has been made."""
@@ -127,7 +130,7 @@ class Catalogue[R: Record]:
         Raises:
             StoreError: there is no table, or it cannot be read.
         """
-        return self._open(None).version()
+        return self._try("cannot open the catalogue", lambda: self._open(None).version())
 
     def read(self, version: int | None = None) -> Snapshot[R]:
         """The newest record of each key, at a version or now.
@@ -137,13 +140,15 @@ class Catalogue[R: Record]:
         """
         if self._snapshot is not None and version == self._snapshot.version:
             return self._snapshot
-        table = self._open(version)
-        if self._snapshot is None or table.version() != self._snapshot.version:
-            try:
-                rows = table.to_pyarrow_table()
-            except (DeltaError, OSError, ValueError) as error:
-                raise self._fault("cannot read the catalogue", error) from error
-            self._snapshot = self._take_snapshot(table.version(), rows)
+        known = self._snapshot
+
+        def load() -> Snapshot[R]:
+            table = self._open(version)
+            if known is not None and table.version() == known.version:
+                return known
+            return self._take_snapshot(table.version(), table.to_pyarrow_table())
+
+        self._snapshot = self._try("cannot read the catalogue", load, version)
         return self._snapshot
 
     def find(self, key: str) -> R | None:
@@ -167,30 +172,43 @@ class Catalogue[R: Record]:
         rows = self._to_rows(new)
         for field, values in zip(_OWN_COLUMNS, _own_values(new, seen.version), strict=True):
             rows = rows.append_column(field, pa.array(values, field.type))
-        table = self._commit(rows)
+        table = self._commit(rows, seen.version)
         if table.version() == seen.version + 1:
             self._snapshot = _extend(seen, new)
         self._merge_files(table)
 
-    def _commit(self, rows: pa.Table) -> DeltaTable:
-        """Appends, again and again while others are quicker; gives the table as it is then."""
-        table = self._open(None)
-        for attempt in range(_COMMIT_ATTEMPTS):
+    def _commit(self, rows: pa.Table, seen_version: int) -> DeltaTable:
+        """Appends, again and again while others are quicker or the server fails; gives the table as it is then.
+
+        A commit of which the answer was lost is known by its mark, and not made twice.
+        """
+        what, mark, num_beaten = "cannot commit to the catalogue", uuid.uuid4().hex, 0
+        properties = CommitProperties(max_commit_retries=_COMMIT_RETRIES, custom_metadata={_MARK: mark})
+        attempts = Attempts(f"{what} in {self._location.uri}")
+        while True:
             try:
-                properties = CommitProperties(max_commit_retries=_COMMIT_RETRIES)
-                # merge: a table made before a column was thought of gets it now (its older rows hold nothing there),
-                # and one that a newer neuroray gave a column more takes rows without it.
-                write_deltalake(table, rows, mode="append", schema_mode="merge", commit_properties=properties)
-            except CommitFailedError as error:
-                if attempt == _COMMIT_ATTEMPTS - 1:
-                    raise self._fault("cannot commit to the catalogue: others did each time", error) from error
-                time.sleep(random.uniform(0.0, min(_LONGEST_PAUSE_S, 0.1 * 2**attempt)))
                 table = self._open(None)
+                if not (attempts.num_failed and self._is_marked(mark, seen_version, table.version())):
+                    # merge: a table made before a column was thought of gets it now (older rows hold nothing there),
+                    # and one that a newer neuroray gave a column more takes rows without it.
+                    write_deltalake(table, rows, mode="append", schema_mode="merge", commit_properties=properties)
             except (DeltaError, OSError) as error:
-                raise self._fault("cannot commit to the catalogue", error) from error
+                if is_transient(error):
+                    time.sleep(attempts.pause_s(error))
+                    continue
+                num_beaten += 1
+                if not isinstance(error, CommitFailedError):
+                    raise self._fault(what, error) from error
+                if num_beaten == _COMMIT_ATTEMPTS:
+                    raise self._fault(f"{what}: others did each time", error) from error
+                time.sleep(random.uniform(0.0, min(_LONGEST_PAUSE_S, 0.05 * 2**num_beaten)))
             else:
-                break
-        return table
+                return table
+
+    def _is_marked(self, mark: str, seen_version: int, version: int) -> bool:
+        """Whether a commit after the version seen carries the mark; the Delta library's history would hold the GIL."""
+        keys = [f"_delta_log/{number:020d}.json" for number in range(seen_version + 1, version + 1)]
+        return any(mark.encode() in self._location.read_bytes(key) for key in keys)
 
     def _merge_files(self, table: DeltaTable) -> None:
         """Gathers the files of many small commits into one, so that reading stays quick; old versions keep theirs."""
@@ -200,14 +218,16 @@ class Catalogue[R: Record]:
         with contextlib.suppress(DeltaError, OSError):
             table.optimize.compact()
 
-    def _open(self, version: int | None) -> DeltaTable:
+    def _try[T](self, what: str, attempt: Callable[[], T], version: int | None = None) -> T:
         try:
-            return DeltaTable(self._location.delta_uri(), version=version, storage_options=self._location.delta_options)
+            return keep_trying(attempt, what=f"{what} in {self._location.uri}")
         except TableNotFoundError as error:
             raise MissingObjectError(f"there is no catalogue in {self._location.uri}") from error
-        except (DeltaError, OSError) as error:
-            if version is None:
-                raise self._fault("cannot open the catalogue", error) from error
+        except StoreError:
+            raise
+        except (DeltaError, OSError, ValueError) as error:
+            if version is None or self._exists(version):
+                raise self._fault(what, error) from error
             raise StoreError(
                 f"the catalogue in {self._location.uri} cannot be opened at this version",
                 given=version,
@@ -215,12 +235,18 @@ class Catalogue[R: Record]:
                 fix="leave the version out to read the newest",
             ) from error
 
+    def _exists(self, version: int) -> bool:
+        return 0 <= version <= self.version()
+
+    def _open(self, version: int | None) -> DeltaTable:
+        uri, options = self._location.delta_uri(), self._location.delta_options
+        return DeltaTable(uri, version=version, storage_options=options)
+
     def _fault(self, what: str, error: BaseException) -> StoreError:
-        return StoreError(
-            f"{what} in {self._location.uri}",
-            given=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}",
-            fix="check the address, the credentials, the free space",
-        )
+        refusal = None if self._location.is_local else find_refusal(error)
+        kind = StoreError if refusal is None else ForbiddenError
+        fix = refusal or "check the address, the credentials, the free space"
+        return kind(f"{what} in {self._location.uri}", given=describe(error), fix=fix)
 
     def _take_snapshot(self, version: int, rows: pa.Table) -> Snapshot[R]:
         rows = _newest(rows, self._keys)

@@ -23,6 +23,14 @@ class DamagedObjectError(StoreError):
     """An object whose bytes are not those that were written."""
 
 
+class ForbiddenError(StoreError, PermissionError):
+    """What the server or the system does not let us do: no right, credentials that ran out, a clock that is wrong."""
+
+
+class UnreachableError(StoreError):
+    """What could not be had though it was tried again until the deadline; says nothing of whether it is whole."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
     """One thing that is not as it was written.

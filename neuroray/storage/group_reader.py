@@ -7,9 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
-from neuroray.storage.faults import StoreError
+from neuroray.storage.faults import (
+    DamagedObjectError,
+    ForbiddenError,
+    MissingObjectError,
+    StoreError,
+    UnreachableError,
+)
 from neuroray.storage.group import StoredGroup, manifest_key
 from neuroray.storage.locations import Location
+from neuroray.storage.retries import causes
 from neuroray.storage.verify import find_damage
 
 _MAX_OPEN_GROUPS: Final = 1024  # some kilobytes each
@@ -59,19 +66,27 @@ class GroupReader:
         except MemoryError:
             raise
         except Exception as error:
+            told = _find_told(error)
+            if told is not None:
+                # It says all that there is to say, and to ask the same server for more would only take longer.
+                fault = f"scan {record.scan_id} cannot be read: {told.fault}"
+                raise type(told)(fault, given=told.given, expected=told.expected, fix=told.fix) from error
             # Whatever a decoder trips over: the objects are not what was written, or cannot be had.
-            what = manifest_key(record.path) if group is None else self._name_damage(record.path, group)
+            damage = manifest_key(record.path) if group is None else self._name_damage(record.path, group)
+            fix = "run `neuroray verify`; restore the object or ingest the scan again"
+            if not damage:
+                damage, fix = f"{record.path}, though its objects are whole", "read again: it was spoiled on its way"
             raise StoreError(
-                f"scan {record.scan_id} in {self._location.uri} cannot be read: {what}",
+                f"scan {record.scan_id} in {self._location.uri} cannot be read: {damage}",
                 given=f"{type(error).__name__}: {str(error)[:200]}",
-                fix="run `neuroray verify`; restore the object or ingest the scan again",
+                fix=fix,
             ) from error
 
     def is_whole(self, record: GroupRecord) -> bool:
         """Whether all objects of the group are there with the right size; does not read them."""
         try:
             group = StoredGroup(self._location, record.path, record.manifest_sha256)
-        except StoreError:
+        except (MissingObjectError, DamagedObjectError):
             return False
         sizes = {f"{record.path}/{key}": entry["size_bytes"] for key, entry in group.objects.items()}
         return dict(self._location.list(record.path)) == sizes
@@ -88,5 +103,10 @@ class GroupReader:
         try:
             damage = find_damage(self._location, path, group.objects)
         except StoreError as error:
-            return f"{path} cannot be reached ({error.given})"
-        return "; ".join(f"{key}: {problem}" for key, problem in damage) or f"{path}, though its objects are whole"
+            return f"{path} cannot be looked into ({error.given})"
+        return "; ".join(f"{key}: {problem}" for key, problem in damage)
+
+
+def _find_told(error: BaseException) -> StoreError | None:
+    """Among the causes, that a server could not be reached or refused; None where the objects may be at fault."""
+    return next((link for link in causes(error) if isinstance(link, UnreachableError | ForbiddenError)), None)

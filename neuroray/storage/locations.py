@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError
 from obstore.store import GCSStore, LocalStore, S3Store
 
-from neuroray.storage.faults import MissingObjectError, ObjectExistsError, StoreError
+from neuroray.storage.faults import ForbiddenError, MissingObjectError, ObjectExistsError, StoreError
+from neuroray.storage.retries import describe, find_refusal, keep_trying, read_policy
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -26,9 +27,11 @@ _SCHEMES: Final = ("s3", "gs", "file")
 _SCHEME: Final = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _KEY_PART: Final = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.@=+-]*$")
 _READ_STEP_BYTES: Final = 8 * 2**20
-# A client that cannot reach its server has to say so within a minute or so; the library would try for three.
-_RETRIES: Final[RetryConfig] = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}
-_TIMEOUTS: Final[ClientConfig] = {"connect_timeout": "10s", "timeout": "120s"}
+_CONNECT_TIMEOUT: Final = "10s"
+_WHOLE_TIMEOUT: Final = "1h"  # of one request; what does not move is found by its silence long before
+_RETRIES_OF_A_PART: Final = 8  # by the library itself, for the parts of a large object that is written
+_RETRIES_OF_A_LOOK: Final = 3  # by the Delta library itself, for one of many requests that open a table
+_Client = S3Store | GCSStore | LocalStore
 
 
 class Location:
@@ -39,6 +42,8 @@ class Location:
     `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, ...) or the machine's
     role.
 
+    Whatever a busy server or a bad network spoils is tried again, until a deadline (`neuroray.storage.retries`).
+
     Args:
         uri: `s3://bucket/prefix`, `gs://bucket/prefix`, `file:///folder`, or a path (relative ones are made absolute at
             once, for Ray changes the working directory of its workers).
@@ -47,11 +52,11 @@ class Location:
         StoreError: a scheme that is not known, no bucket, or credentials inside the address.
     """
 
-    __slots__ = ("_client", "bucket", "path", "scheme")
+    __slots__ = ("_clients", "bucket", "path", "scheme")
 
     def __init__(self, uri: str | os.PathLike[str]) -> None:
         self.scheme, self.bucket, self.path = _parse_uri(os.fspath(uri))
-        self._client: S3Store | GCSStore | LocalStore | None = None
+        self._clients: dict[bool, _Client] = {}
 
     @property
     def uri(self) -> str:
@@ -81,8 +86,7 @@ class Location:
             StoreError: it cannot be read.
         """
         _check_key(key)
-        with self.telling(f"cannot read {key}"):
-            return obstore.get(self._open(), key).bytes().to_bytes()
+        return self._try(f"cannot read {key}", lambda: obstore.get(self._open(), key).bytes().to_bytes())
 
     def read_range(self, key: str, start: int, stop: int) -> memoryview:
         """The bytes `start` to `stop - 1` of an object.
@@ -92,8 +96,14 @@ class Location:
             StoreError: it cannot be read, or ends before `stop`.
         """
         _check_key(key)
-        with self.telling(f"cannot read {key}"):
-            data = memoryview(obstore.get_range(self._open(), key, start=start, end=stop))
+
+        def read() -> memoryview:
+            if self.is_local:
+                return memoryview(obstore.get_range(self._open(), key, start=start, end=stop))
+            answer = obstore.get(self._open(), key, options={"range": (start, stop)})
+            return memoryview(check_length(answer.bytes(), answer.range))
+
+        data = self._try(f"cannot read {key}", read)
         if len(data) != stop - start:
             raise StoreError(f"{key} in {self.uri} is too short", given=f"{len(data)} bytes of {start} to {stop}")
         return data
@@ -105,30 +115,48 @@ class Location:
             MissingObjectError: there is no such object.
         """
         _check_key(key)
-        size_bytes, sha256 = 0, hashlib.sha256()
-        with self.telling(f"cannot read {key}"):
+
+        def read() -> tuple[int, str]:
+            size_bytes, sha256 = 0, hashlib.sha256()
             for step in obstore.get(self._open(), key).stream(min_chunk_size=_READ_STEP_BYTES):
                 size_bytes += len(step)
                 sha256.update(step)
-        return size_bytes, sha256.hexdigest()
+            return size_bytes, sha256.hexdigest()
+
+        return self._try(f"cannot read {key}", read)
 
     def write_bytes(self, key: str, data: bytes, *, create_only: bool = False) -> None:
         """Writes an object whole: a reader sees the old one or the new one, never a part.
 
         Raises:
-            ObjectExistsError: `create_only` and it is already there.
+            ObjectExistsError: `create_only` and it is already there. An object that holds the same bytes counts as
+                written by this call when an earlier try of it may have done so, its answer lost.
             StoreError: it cannot be written.
         """
         _check_key(key)
-        with self.telling(f"cannot write {key}"):
-            obstore.put(self._open(create=True), key, data, mode="create" if create_only else "overwrite")
+        what = f"cannot write {key}"
+        if not create_only:
+            self._try(what, lambda: obstore.put(self._open(to_write=True), key, data))
+            return
+        num_tries = 0
+
+        def create() -> None:
+            nonlocal num_tries
+            num_tries += 1
+            try:
+                # By the client that tries once: whether an answer was lost has to be known here.
+                obstore.put(self._open(create=True), key, data, mode="create")
+            except (AlreadyExistsError, FileExistsError):
+                if num_tries == 1 or obstore.get(self._open(), key).bytes() != data:
+                    raise
+
+        self._try(what, create)
 
     def exists(self, key: str) -> bool:
         """Whether the object is there."""
         _check_key(key)
         try:
-            with self.telling(f"cannot look for {key}"):
-                obstore.head(self._open(), key)
+            self._try(f"cannot look for {key}", lambda: obstore.head(self._open(), key))
         except MissingObjectError:
             return False
         return True
@@ -137,18 +165,20 @@ class Location:
         """Keys and sizes in bytes of all objects below a prefix (a whole folder name), sorted; empty where none is."""
         if prefix:
             _check_key(prefix)
+
+        def read() -> list[tuple[str, int]]:
+            pages = obstore.list(self._open(), prefix or None)
+            return sorted((item["path"], item["size"]) for page in pages for item in page)
+
         try:
-            with self.telling(f"cannot list {prefix or 'it'}"):
-                pages = obstore.list(self._open(), prefix or None)
-                return sorted((item["path"], item["size"]) for page in pages for item in page)
+            return self._try(f"cannot list {prefix or 'it'}", read)
         except MissingObjectError:
             return []
 
     def names(self) -> list[str]:
         """Names of the folders and objects directly in this location, sorted; empty where there is none."""
         try:
-            with self.telling("cannot list it"):
-                found = obstore.list_with_delimiter(self._open())
+            found = self._try("cannot list it", lambda: obstore.list_with_delimiter(self._open()))
         except MissingObjectError:
             return []
         return sorted([*found["common_prefixes"], *(item["path"] for item in found["objects"])])
@@ -157,20 +187,20 @@ class Location:
         """Removes an object; one that is not there is no error."""
         _check_key(key)
         try:
-            with self.telling(f"cannot delete {key}"):
-                obstore.delete(self._open(), key)
+            self._try(f"cannot delete {key}", lambda: obstore.delete(self._open(), key))
         except MissingObjectError:
             return
 
     def zarr_store(self, prefix: str = "", *, read_only: bool) -> Store:
-        """A Zarr store rooted at a prefix of this location."""
+        """A Zarr store rooted at a prefix of this location; what fails in a bucket is tried again there, too."""
         from zarr.storage import LocalStore as ZarrLocalStore
-        from zarr.storage import ObjectStore
+
+        from neuroray.storage.chunk_store import ChunkStore
 
         place = self.child(prefix) if prefix else self
         if place.is_local and read_only:
             return ZarrLocalStore(place.path, read_only=True)
-        return ObjectStore(place._open(create=not read_only), read_only=read_only)
+        return ChunkStore(place._open(to_write=not read_only), place, read_only=read_only)
 
     def delta_uri(self, prefix: str = "") -> str:
         """The address of a Delta table at a prefix of this location.
@@ -190,9 +220,18 @@ class Location:
     @property
     def delta_options(self) -> dict[str, str]:
         """What the Delta library has to be told besides the environment, which it reads itself; no credentials."""
-        if self.scheme != "s3":
+        if self.is_local:
             return {}
-        options = {"AWS_ALLOW_HTTP": "true"} if _s3_endpoint().startswith("http://") else {}
+        policy = read_policy()
+        times = {
+            "connect_timeout": _CONNECT_TIMEOUT,
+            "timeout": f"{policy.stall_s * 1000:.0f}ms",
+            "max_retries": str(_RETRIES_OF_A_LOOK),
+            "retry_timeout": f"{policy.deadline_s * 250:.0f}ms",
+        }
+        if self.scheme != "s3":
+            return times
+        options = times | {"AWS_ALLOW_HTTP": "true"} if _s3_endpoint().startswith("http://") else {}
         if "AWS_ENDPOINT_URL_S3" in os.environ:
             options["AWS_ENDPOINT_URL"] = _s3_endpoint()
         if not (os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")):
@@ -205,18 +244,20 @@ class Location:
         fault = f"{what} in {self.uri}"
         try:
             yield
+        except StoreError:
+            raise
         except FileNotFoundError as error:
             raise MissingObjectError(fault, expected="an object that exists", fix="check the address") from error
         except (AlreadyExistsError, FileExistsError) as error:
             raise ObjectExistsError(fault, expected="that nothing is there yet") from error
-        except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
-            fix = "check the credentials in the environment (AWS_ACCESS_KEY_ID, ...) and the rights they carry"
-            raise StoreError(fault, given=_first_line(error), expected="permission", fix=fix) from error
         except (BaseError, OSError, ValueError) as error:
+            refusal = _find_refusal(error, self.is_local)
+            if refusal is not None:
+                raise ForbiddenError(fault, given=describe(error), expected="permission", fix=refusal) from error
             fix = (
                 "check the address, the network and the free space" if self.is_local else "check the address and AWS_*"
             )
-            raise StoreError(fault, given=_first_line(error), fix=fix) from error
+            raise StoreError(fault, given=describe(error), fix=fix) from error
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Location) and self.uri == other.uri
@@ -230,21 +271,51 @@ class Location:
     def __reduce__(self) -> tuple[type[Location], tuple[str]]:
         return Location, (self.uri,)
 
-    def _open(self, *, create: bool = False) -> Any:
-        if self._client is None:
-            if self.is_local and not create and not Path(self.path).is_dir():
-                raise FileNotFoundError(self.path)
-            self._client = self._connect()
-        return self._client
+    def _try[T](self, what: str, attempt: Callable[[], T]) -> T:
+        with self.telling(what):
+            return keep_trying(attempt, what=f"{what} in {self.uri}")
 
-    def _connect(self) -> S3Store | GCSStore | LocalStore:
+    def _open(self, *, create: bool = False, to_write: bool = False) -> Any:
+        """A client; that for writing tries again by itself, so that one part of a large object does not cost the rest.
+
+        Args:
+            create: Make the folder where there is none.
+            to_write: For objects that are replaced whole, which may safely be written twice; makes the folder, too.
+        """
+        if to_write not in self._clients:
+            if self.is_local and not (create or to_write) and not Path(self.path).is_dir():
+                raise FileNotFoundError(self.path)
+            self._clients[to_write] = self._connect(_RETRIES_OF_A_PART if to_write else 0)
+        return self._clients[to_write]
+
+    def _connect(self, num_retries: int) -> _Client:
         if self.is_local:
             return LocalStore(self.path, mkdir=True)
-        prefix = self.path or None
+        policy, prefix = read_policy(), self.path or None
+        retries: RetryConfig = {"max_retries": num_retries, "retry_timeout": timedelta(seconds=policy.deadline_s)}
+        client: ClientConfig = {
+            "connect_timeout": _CONNECT_TIMEOUT,
+            "read_timeout": timedelta(seconds=policy.stall_s),
+            "timeout": _WHOLE_TIMEOUT,
+        }
         if self.scheme == "gs":
-            return GCSStore(self.bucket, prefix=prefix, client_options=_TIMEOUTS, retry_config=_RETRIES)
-        client_options: ClientConfig = {**_TIMEOUTS, "allow_http": _s3_endpoint().startswith("http://")}
-        return S3Store(self.bucket, prefix=prefix, client_options=client_options, retry_config=_RETRIES)
+            return GCSStore(self.bucket, prefix=prefix, client_options=client, retry_config=retries)
+        client["allow_http"] = _s3_endpoint().startswith("http://")
+        return S3Store(self.bucket, prefix=prefix, client_options=client, retry_config=retries)
+
+
+def check_length(data: Any, promised: tuple[int, int]) -> Any:
+    """Gives back what a server sent when it is as long as the range that it said it would send.
+
+    That range may be shorter than what was asked for, of an object that is too short, which is no fault of the network.
+
+    Raises:
+        ConnectionError: it ended early.
+    """
+    start, stop = promised
+    if len(data) != stop - start:
+        raise ConnectionError(f"the answer ended early: {len(data)} bytes of {stop - start}")
+    return data
 
 
 def check_id(text: str, *, what: str) -> str:
@@ -294,6 +365,12 @@ def _parse_uri(uri: str) -> tuple[str, str, str]:
     return scheme, parts.netloc, path
 
 
+def _find_refusal(error: Exception, is_local: bool) -> str | None:
+    if is_local:
+        return "check whose the folder is" if isinstance(error, PermissionError | PermissionDeniedError) else None
+    return find_refusal(error)
+
+
 def _check_key(key: str) -> None:
     """Keys are made of plain parts, so that none can leave its location."""
     if all(_KEY_PART.match(part) for part in key.split("/")):
@@ -305,7 +382,3 @@ def _check_key(key: str) -> None:
 
 def _s3_endpoint() -> str:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0][:200]

@@ -3,14 +3,12 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-from datetime import timedelta
 from pathlib import Path
 
 import obstore
 import pytest
 
-from neuroray.storage import locations
-from neuroray.storage.faults import MissingObjectError, ObjectExistsError, StoreError
+from neuroray.storage.faults import MissingObjectError, ObjectExistsError, StoreError, UnreachableError
 from neuroray.storage.locations import Location, check_id
 
 
@@ -144,8 +142,8 @@ def test_a_bucket_that_is_not_there_is_told(s3_bucket: str):
 @pytest.mark.s3
 def test_a_server_that_is_not_there_is_told_in_time(s3_bucket: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(locations, "_RETRIES", {"max_retries": 1, "retry_timeout": timedelta(seconds=1)})
-    with pytest.raises(StoreError, match="cannot read a in s3://bucket"):
+    monkeypatch.setenv("NEURORAY_DEADLINE_S", "0.5")
+    with pytest.raises(UnreachableError, match="cannot read a in s3://bucket: tried"):
         Location("s3://bucket").read_bytes("a")
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import threading
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from obstore.exceptions import GenericError
 
 from neuroray.platform.data.collate import Row, size_bytes, stack_rows
 from neuroray.platform.data.plan import PlanError, ReadItem, StepRead
@@ -19,9 +16,6 @@ from neuroray.storage.faults import StoreError
 if TYPE_CHECKING:
     from neuroray.storage.features import FeatureStore
     from neuroray.storage.store import ScanRecord, ScanStore
-
-_TRANSIENT = (ConnectionError, TimeoutError, GenericError)
-_LONGEST_PAUSE_S = 8.0
 
 
 class Reader(Protocol):
@@ -64,7 +58,7 @@ class RowCache:
 
 
 class _StoreReader:
-    """What both readers share: a store opened once per process, labels, retries, rows kept."""
+    """What both readers share: a store opened once per process, labels, rows kept."""
 
     def __init__(
         self,
@@ -94,14 +88,12 @@ class _StoreReader:
         """The item as arrays, read-only; `label` is among them where labels were given.
 
         Raises:
-            StoreError: the item cannot be read, at once where it is missing or damaged, after retries where the
-                connection failed.
+            StoreError: the item cannot be read: missing or damaged, or the store gave no answer until the deadline.
             PlanError: there is no label for it.
         """
         row = self._cache.get(item)
         if row is None:
-            row = with_retries(lambda: self._read(item), what=f"reading {item.scan_id} in {self._store_uri}")
-            row = {**row, **self._label(item)}
+            row = {**self._read(item), **self._label(item)}
             for values in row.values():
                 values.flags.writeable = False
             self._cache.put(item, row)
@@ -116,7 +108,7 @@ class _StoreReader:
     def _store(self) -> Any:
         with self._lock:
             if self._opened is None:
-                self._opened = with_retries(self._open, what=f"opening {self._store_uri}")
+                self._opened = self._open()
             return self._opened
 
     def _label(self, item: ReadItem) -> Row:
@@ -244,33 +236,3 @@ def read_step(reader: Reader, read: StepRead) -> Row:
         RowError: the items do not fit together.
     """
     return stack_rows([reader(item) for item in read.items], read.items, read.indices)
-
-
-def with_retries[T](attempt: Callable[[], T], *, what: str, attempts: int = 4, first_pause_s: float = 0.5) -> T:
-    """Calls `attempt` again while the connection fails, with growing pauses (drawn, so that workers spread out).
-
-    What is missing, damaged or forbidden fails at once: it would be no better the next time.
-
-    Raises:
-        StoreError: the last attempt failed too; names what was read and how often it was tried.
-    """
-    for number in range(1, attempts + 1):
-        try:
-            return attempt()
-        except Exception as error:
-            if not _is_transient(error):
-                raise
-            if number == attempts:
-                raise StoreError(
-                    f"{what} failed {attempts} times", given=error, fix="check the network and the store's server"
-                ) from error
-        time.sleep(min(_LONGEST_PAUSE_S, first_pause_s * 2 ** (number - 1)) * random.uniform(0.5, 1.5))
-    raise AssertionError
-
-
-def _is_transient(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, _TRANSIENT):
-            return True
-        error = error.__cause__
-    return False

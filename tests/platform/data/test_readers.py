@@ -8,7 +8,7 @@ import pytest
 
 from neuroray.platform.data.collate import size_bytes
 from neuroray.platform.data.plan import PlanError, ReadItem
-from neuroray.platform.data.readers import FeatureReader, RowCache, ScanReader, with_retries
+from neuroray.platform.data.readers import FeatureReader, RowCache, ScanReader
 from neuroray.storage.features import FeatureSet, FeatureStore
 from neuroray.storage.scan import Scan
 from neuroray.storage.store import ScanStore, StoreError
@@ -146,51 +146,6 @@ def test_a_cache_keeps_the_rows_used_last_within_its_bytes() -> None:
     assert [cache.get(item) is not None for item in items] == [True, False, True, False]
     cache.put(items[3], {"x": np.zeros(26, np.float32)})  # 104 bytes fit nowhere, and drive nothing out
     assert [cache.get(item) is not None for item in items] == [True, False, True, False]
-
-
-def test_broken_connections_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr("neuroray.platform.data.readers.time.sleep", pauses.append)
-    answers = [ConnectionResetError("reset"), StoreError("wrapped"), TimeoutError("slow"), "read"]
-    answers[1].__cause__ = ConnectionResetError("reset")  # pyright: ignore[reportAttributeAccessIssue]
-
-    def attempt() -> str:
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    assert with_retries(attempt, what="reading scan-1") == "read"
-    assert len(pauses) == 3
-    assert 0.25 <= pauses[0] <= 0.75  # half a second, give or take half of it, then doubled each time
-    assert 0.5 <= pauses[1] <= 1.5
-    assert 1 <= pauses[2] <= 3
-
-
-def test_giving_up_names_what_was_read_and_how_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neuroray.platform.data.readers.time.sleep", lambda _: None)
-    tries = []
-
-    def attempt() -> None:
-        tries.append(1)
-        raise ConnectionResetError("peer went away")
-
-    with pytest.raises(StoreError, match="reading scan-1 failed 4 times; given peer went away"):
-        with_retries(attempt, what="reading scan-1")
-    assert len(tries) == 4
-
-
-@pytest.mark.parametrize("error", [StoreError("chunk c/0 is damaged"), FileNotFoundError("gone"), ValueError("shape")])
-def test_what_would_fail_again_is_not_tried_again(error: Exception) -> None:
-    tries = []
-
-    def attempt() -> None:
-        tries.append(1)
-        raise error
-
-    with pytest.raises(type(error)):
-        with_retries(attempt, what="reading scan-1")
-    assert len(tries) == 1
 
 
 @pytest.mark.s3
