@@ -32,6 +32,9 @@ _MAX_CHUNK_BYTES: Final = 16 * 2**20
 _MAX_SHARD_BYTES: Final = 2**30
 # Background is written like all else, so that a chunk that is not there is a fault and never zeros.
 _STRICT: Final[Any] = {"write_empty_chunks": True, "read_missing_chunks": False}
+# Blocks of a megabyte: by itself blosc takes 64 KiB or so, which packs and unpacks at half to two thirds of the speed,
+# to 5 % more. Nothing smaller than a chunk is ever unpacked.
+_BLOSC: Final = BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", blocksize=2**20)
 _SCHEMA: Final = 1
 
 
@@ -228,9 +231,7 @@ def _describe(
             chunks=chunks,
             shards=shards if array.is_sharded else None,
             # Level 1 packs a head to within 2 % of level 5 in a quarter of the time.
-            compressors=[BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec()]
-            if array.is_sharded
-            else [Crc32cCodec()],
+            compressors=[_BLOSC, Crc32cCodec()] if array.is_sharded else [Crc32cCodec()],
             fill_value=0,
             dimension_names=array.dimensions,
             attributes={**array.attributes, "sha256": array_sha256(values[name])},
