@@ -7,10 +7,11 @@ import gzip
 import io
 import os
 import secrets
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Self
+
+from isal import igzip, isal_zlib
 
 from neuroray.storage.scan import ScanError
 
@@ -37,7 +38,8 @@ class ByteStream:
             magic = file.read(6)
         self._check_container(magic)
         self.is_compressed = magic.startswith(_GZIP_MAGIC)
-        self._file: io.BufferedIOBase = gzip.GzipFile(path, "rb") if self.is_compressed else path.open("rb")
+        # ISA-L unpacks some 2.5 times as fast as zlib, with the same checks and the same errors.
+        self._file: io.BufferedIOBase = igzip.IGzipFile(path, "rb") if self.is_compressed else path.open("rb")
 
     def __enter__(self) -> Self:
         return self
@@ -128,7 +130,7 @@ class ByteStream:
                 given=f"a gzip stream that does not end within the file's {self.file_size_bytes} bytes",
                 fix="copy or download the file again",
             ) from error
-        except (zlib.error, gzip.BadGzipFile) as error:
+        except (isal_zlib.error, gzip.BadGzipFile) as error:
             raise ScanError(
                 f"{self.name}: the compressed data are damaged",
                 given=str(error),

@@ -24,7 +24,12 @@ from neuroray.storage.scan import ScanError
 from neuroray.storage.volume_files import VolumeFiles, refuse_foreign
 
 _MAX_EXTRA_BYTES = 16 * 2**20  # of header extensions, and of what follows the voxels (FreeSurfer's footer)
-_SLAB_BYTES = 2**20  # of stored voxels, taken over at once: small beside a scan, large beside a cache line
+# Stored slices are taken over some at a time: small beside a scan, enough to fill cache lines along the other axis.
+_SLAB_BYTES = 4 * 2**20
+_SLAB_SLICES = 32
+# Slices of a round size would all fall on the same lines of the processor's cache; a gap between them prevents that.
+_GAP_BYTES = 128
+_LARGE_SLICE_BYTES = 2**14
 _PACKED_ENDINGS = (".gz", ".mgz")
 # Head scans pack to a tenth, masked ones to a fiftieth. What unpacks further is let through only where it is small.
 _MOST_UNPACKED = 200
@@ -173,12 +178,15 @@ def _read_voxels(stream: ByteStream, header: VolumeHeader, orientation: Orientat
     voxels = np.empty(shape, choose_dtype(header.encoding))
     i, j, num_slices = header.grid_shape
     dtype = np.dtype(header.encoding.dtype)
-    step = max(1, min(num_slices, _SLAB_BYTES // (i * j * dtype.itemsize)))
-    slab = np.empty(i * j * step, dtype)
+    slice_bytes = i * j * dtype.itemsize
+    step = max(1, min(num_slices, _SLAB_SLICES, _SLAB_BYTES // slice_bytes))
+    gap = _GAP_BYTES if slice_bytes >= _LARGE_SLICE_BYTES else 0
+    slab = np.empty((step, slice_bytes + gap), np.uint8)
     for frame in orientation.to_file(voxels):
         for start in range(0, num_slices, step):
             out = frame[:, :, start : start + step]
-            stored = slab[: out.size]
-            stream.read_into(stored.view(np.uint8).data, "its voxels")
-            decode(stored.reshape(out.shape, order="F"), header.encoding, out)
+            stored = slab[: out.shape[2], :slice_bytes]
+            for piece in stored if gap else [stored.reshape(-1)]:
+                stream.read_into(piece.data, "its voxels")
+            decode(stored.view(dtype).reshape(-1, j, i).transpose(2, 1, 0), header.encoding, out)
     return voxels

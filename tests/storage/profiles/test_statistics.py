@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -54,3 +57,30 @@ def test_memory_order_changes_no_bit():
 def test_they_survive_json():
     found = measure_statistics(np.random.default_rng(1).normal(size=(4, 7, 6)), None)
     assert statistics_from_json(statistics_to_json(found)) == found
+
+
+@pytest.mark.parametrize("shape", [(7, 9, 5), (3, 65, 31, 17)])
+@pytest.mark.parametrize(
+    ("dtype", "lowest", "highest"),
+    [
+        ("uint8", 0, 255),
+        ("uint16", 0, 65535),
+        ("int8", -128, 127),
+        ("int16", -32768, 32767),
+        ("int16", -32768, 0),
+        ("int16", 5, 900),
+    ],
+)
+def test_small_integers_are_measured_exactly_whichever_sign_they_have(dtype: str, lowest: int, highest: int, shape):
+    generator = np.random.default_rng(3)
+    voxels = generator.integers(lowest, highest, shape, dtype=np.dtype(dtype), endpoint=True)
+    is_counted = generator.random(shape[-3:]) < 0.4
+    voxels *= is_counted
+    found = measure_statistics(voxels, None)
+    assert found is not None
+    counted = (voxels != 0).reshape(-1, *shape[-3:]).any(axis=0)
+    values = [Fraction(int(value)) for value in voxels[..., counted].ravel()]
+    mean = sum(values) / len(values)
+    variance = sum((value - mean) ** 2 for value in values) / len(values)
+    assert (found.mean, found.min, found.max) == (float(mean), min(values), max(values))
+    assert found.std == pytest.approx(math.sqrt(variance), rel=1e-15)
