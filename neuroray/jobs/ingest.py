@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,16 +12,20 @@ from typing import Annotated, Any
 
 import tyro
 
+from neuroray.jobs.ingest_graph import ScanGraph, Scheduler, build_graph, choose_scheduler, run_here, run_on_ray
+from neuroray.jobs.ingest_report import REPORT, write_ingest_report
+from neuroray.jobs.ingest_steps import Order, Outcome
 from neuroray.jobs.logs import progress
+from neuroray.jobs.ray_session import ensure_ray
 from neuroray.jobs.run_record import record_run
-from neuroray.storage.bids import ScanFile, find_scans
-from neuroray.storage.nifti import read_scan
-from neuroray.storage.participants import Participant, ParticipantTable, read_participants
-from neuroray.storage.scan import Scan, ScanError
+from neuroray.storage.label_matching import LabelledScan
+from neuroray.storage.profiles import find_profile
+from neuroray.storage.sources import SourceListing, list_source
 from neuroray.storage.store import ScanRecord, ScanStore
 
+# Whichever comes first: what a crash loses has to be made again.
 _SCANS_PER_COMMIT = 64
-_REPORT = "ingest_report.json"
+_SECONDS_PER_COMMIT = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,19 +33,38 @@ class Args:
     """Brings a BIDS folder, a folder of scans, a glob or one file into a store; run twice, nothing is written twice."""
 
     source: Annotated[str, tyro.conf.Positional]
-    """A BIDS folder, a folder of NIfTI or MGH files, a glob, or one file."""
+    """A BIDS dataset (raw or derivatives), a folder of NIfTI, MGH or DICOM files, a glob, or one file; local, s3:// or
+    gs://."""
 
     store: Annotated[str, tyro.conf.Positional]
     """The store: a folder or s3://bucket/prefix; made when it is not there."""
 
     participants: str | None = None
-    """A table (.tsv or .csv) with one row per person; a BIDS folder's own when not given."""
+    """A table (.tsv or .csv) with one row per person, or per scan with the file's name; "none" for no labels. When not
+    given: the dataset's participants.tsv, or the one table that lies beside the scans."""
 
     modality: str | None = None
     """Call every scan this ("T1w", "bold"), where file names do not say what they are."""
 
+    profile: str = "native"
+    """How scans are prepared: native (turned to RAS+, nothing else), n4, mni_affine (needs the extra "ants"), or
+    fmri_minimal (runs that are preprocessed already)."""
+
+    only: str | None = None
+    """Take only files with such a name, e.g. "*space-MNI152NLin2009cAsym*desc-preproc_bold*"."""
+
     max_gib: float = 2.0
     """Refuse scans that would take more memory than this once decoded."""
+
+    scheduler: Scheduler = "auto"
+    """Where the work is done: "local" in this process, "ray" on a cluster. "auto" takes Ray where it is connected
+    already, where RAY_ADDRESS names a cluster (as in a submitted job), or when several workers are asked for."""
+
+    workers: int | None = None
+    """The most scans at once; 1 in this process, all CPUs of the cluster on Ray when not given."""
+
+    reserve_gib: float | None = None
+    """Memory that Ray sets aside for each scan, so that a machine with many CPUs and little memory takes fewer."""
 
     out: str | None = None
     """Where the report goes; STORE/reports/ingest-TIME for a local store, ./ingest-TIME otherwise."""
@@ -70,6 +92,7 @@ class Answer:
     catalogue_version: int
     num_stored: int
     num_unchanged: int
+    num_relabelled: int
     flagged: dict[str, tuple[str, ...]]
     refused: tuple[Refusal, ...]
     notices: tuple[str, ...]
@@ -81,7 +104,8 @@ class Answer:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        unchanged = f", {self.num_unchanged} were there already" if self.num_unchanged else ""
+        relabelled = f" ({self.num_relabelled} with new labels)" if self.num_relabelled else ""
+        unchanged = f", {self.num_unchanged} were there already{relabelled}" if self.num_unchanged else ""
         version = f"catalogue version {self.catalogue_version}"
         lines = [f"{self.store}: {self.num_stored} scans stored{unchanged} ({version})"]
         lines += [f"  flagged  {name}: {'; '.join(flags)}" for name, flags in self.flagged.items()]
@@ -92,113 +116,102 @@ class Answer:
 
 def run(args: Args) -> Answer:
     """Reads, checks and stores scan after scan; commits in groups, so that a crash loses little and halves nothing."""
-    table = _read_table(args)
-    files = find_scans(args.source, modality=args.modality)
+    find_profile(args.profile).fingerprint()  # says at once where a package is missing
+    source = list_source(args.source, participants=args.participants, modality=args.modality, only=args.only)
     store = ScanStore.create(args.store)
     out = Path(args.out) if args.out else _default_out(store.uri)
     with record_run(out, job="ingest", args=args) as record:
-        answer = _ingest(args, store, files, table, out / _REPORT)
-        (out / _REPORT).write_text(json.dumps(answer.to_json(), indent=2) + "\n")
+        answer, outcomes = _ingest(args, store, source, out / REPORT)
+        write_ingest_report(answer.to_json(), outcomes, out)
         record.add(catalogue_version=answer.catalogue_version, num_stored=answer.num_stored)
     return answer
 
 
-def _ingest(
-    args: Args, store: ScanStore, files: list[ScanFile], table: ParticipantTable | None, report: Path
-) -> Answer:
-    before = {record.scan_id: record for record in store.records()}
+def _ingest(args: Args, store: ScanStore, source: SourceListing, report: Path) -> tuple[Answer, list[Outcome]]:
+    before = store.intact_records()
     pending: list[ScanRecord] = []
-    done: list[ScanRecord] = []
-    refused: list[Refusal] = []
-    for file in progress(files, total=len(files), label="ingest"):
-        try:
-            person = _find_person(file, table, before.get(file.scan_id))
-            pending.append(_store_file(args, store, file, person))
-        except ScanError as error:
-            refused.append(Refusal(file=file.name, reason=error.to_json()))
-        if len(pending) == _SCANS_PER_COMMIT:
-            done += store.commit(pending)
-            pending = []
-    done += store.commit(pending) if pending else []
-    num_unchanged = sum(record.scan_id in before and before[record.scan_id].path == record.path for record in done)
+    outcomes: list[Outcome] = []
+    committed_at = time.monotonic()
+    orders = _Orders(args, store, before)
+    graphs = (build_graph(orders.make(scan)) for scan in source.scans)
+    for outcome in progress(_work_off(args, graphs), total=len(source.scans), label="ingest"):
+        outcomes.append(outcome)
+        pending += [outcome.record] if outcome.record else []
+        if len(pending) >= _SCANS_PER_COMMIT or (pending and time.monotonic() - committed_at > _SECONDS_PER_COMMIT):
+            store.commit(pending)
+            pending, committed_at = [], time.monotonic()
+    if pending:
+        store.commit(pending)
+    outcomes.sort(key=lambda outcome: outcome.scan_id)
+    return _answer(args, store, source, before, outcomes, report), outcomes
+
+
+def _work_off(args: Args, graphs: Iterable[ScanGraph]) -> Iterator[Outcome]:
+    if choose_scheduler(args.scheduler, args.workers) == "local":
+        yield from run_here(graphs, args.workers or 1)
+        return
+    reserve_bytes = None if args.reserve_gib is None else int(args.reserve_gib * 2**30)
+    with ensure_ray(num_cpus=args.workers or 0):
+        yield from run_on_ray(graphs, num_workers=args.workers, memory_bytes=reserve_bytes)
+
+
+class _Orders:
+    """Makes the orders of one run."""
+
+    def __init__(self, args: Args, store: ScanStore, before: dict[str, ScanRecord]) -> None:
+        self._before = before
+        profile = find_profile(args.profile)
+        self._same_for_all: dict[str, Any] = {
+            "modality": args.modality,
+            "profile": profile,
+            "profile_sha256": profile.fingerprint(),
+            "store": store,
+            "max_bytes": int(args.max_gib * 2**30),
+        }
+
+    def make(self, scan: LabelledScan) -> Order:
+        """The order for a scan; where the table is silent, the labels are those that the store has: none is lost."""
+        file, participant, known = scan.file, scan.participant, self._before.get(scan.file.scan_id)
+        if participant is None and known is not None:
+            file, participant = dataclasses.replace(file, subject=known.subject), known.participant
+        return Order(file=file, participant=participant, known=known, **self._same_for_all)
+
+
+def _answer(
+    args: Args,
+    store: ScanStore,
+    source: SourceListing,
+    before: dict[str, ScanRecord],
+    outcomes: list[Outcome],
+    report: Path,
+) -> Answer:
+    done = [outcome.record for outcome in outcomes if outcome.record]
+    refused = tuple(Refusal(file=outcome.file, reason=outcome.refusal) for outcome in outcomes if outcome.refusal)
+    known = [(record, before[record.scan_id]) for record in done if record.scan_id in before]
+    same_group = [(record, old) for record, old in known if record.path == old.path]
     return Answer(
         store=store.uri,
         catalogue_version=store.version,
-        num_stored=len(done) - num_unchanged,
-        num_unchanged=num_unchanged,
+        num_stored=len(done) - len(same_group),
+        num_unchanged=len(same_group),
+        num_relabelled=_count_relabelled(outcomes, before),
         flagged={record.scan_id: record.flags for record in done if record.flags},
-        refused=tuple(refused),
-        notices=tuple(_notices(table, done)),
+        refused=refused,
+        notices=(*source.notices, *_notices(source, done)),
         report=str(report),
         exit_code=int(bool(refused) and (args.strict or not done)),
     )
 
 
-def _find_person(file: ScanFile, table: ParticipantTable | None, stored: ScanRecord | None) -> Participant | None:
-    """What the table says; where it is silent, what the store knows: a second run never loses labels."""
-    person = table.find(file.subject, file.session) if table else None
-    if person is not None or stored is None:
-        return person
-    labels = {field.name: getattr(stored, field.name) for field in dataclasses.fields(Participant)}
-    return Participant(**labels)
+def _count_relabelled(outcomes: list[Outcome], before: dict[str, ScanRecord]) -> int:
+    kept = [outcome.record for outcome in outcomes if outcome.record and not outcome.was_decoded]
+    return sum(record != before[record.scan_id] for record in kept)
 
 
-def _store_file(args: Args, store: ScanStore, file: ScanFile, person: Participant | None) -> ScanRecord:
-    """Reads one file and writes its group; the record still has to be committed."""
-    scan = _with_sidecar(read_scan(file.path, max_bytes=int(args.max_gib * 2**30)), file)
-    return store.write(
-        scan,
-        scan_id=file.scan_id,
-        subject=file.subject,
-        session=file.session,
-        modality=args.modality or file.suffix,
-        participant=person,
-        source_name=file.name,
-        source_sha256=_digest(file.path),
-        commit=False,
-    )
-
-
-def _with_sidecar(scan: Scan, file: ScanFile) -> Scan:
-    """The scan with what its JSON says: in BIDS the sidecar's repetition time outranks the header's."""
-    flags = scan.flags + file.notices
-    repetition_time_s = file.sidecar.get("RepetitionTime")
-    if not scan.is_timeseries or not isinstance(repetition_time_s, int | float) or repetition_time_s <= 0:
-        return dataclasses.replace(scan, flags=flags)
-    in_header = scan.repetition_time_s
-    if in_header is not None and abs(in_header - repetition_time_s) > 1e-3:
-        flags += (f"repetition time: header {in_header:g} s, sidecar {repetition_time_s:g} s; the sidecar's was taken",)
-    return dataclasses.replace(scan, flags=flags, repetition_time_s=float(repetition_time_s))
-
-
-def _read_table(args: Args) -> ParticipantTable | None:
-    """The table that was named, or the BIDS folder's own; None where there is neither."""
-    if args.participants is not None:
-        return read_participants(args.participants)
-    if (Path(args.source) / "participants.tsv").is_file():
-        return read_participants(args.source)
-    return None
-
-
-def _notices(table: ParticipantTable | None, done: list[ScanRecord]) -> Iterator[str]:
-    """What a person should know of the labels; people are counted, not named."""
-    if table is None:
-        num_unlabelled = sum(record.age_years is None and record.diagnosis is None for record in done)
-        if num_unlabelled:
-            yield f"no participants table: {num_unlabelled} scans are stored without labels"
-        return
-    yield from table.notices
-    known = {participant.subject for participant in table}
-    scanned = {record.subject for record in done}
-    if scanned - known:
-        yield f"{len(scanned - known)} of {len(scanned)} people with scans are not in the participants table"
-    if known - scanned:
-        yield f"{len(known - scanned)} of {len(known)} people in the participants table have no stored scan"
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _notices(source: SourceListing, done: list[ScanRecord]) -> Iterator[str]:
+    num_unlabelled = sum(record.age_years is None and record.diagnosis is None for record in done)
+    if num_unlabelled and not source.has_table:
+        yield f"no participants table: {num_unlabelled} scans are stored without labels"
 
 
 def _default_out(store_uri: str) -> Path:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from neuroray.jobs.ingest_report import REPORT, forget
 from neuroray.jobs.run_record import record_run
 from neuroray.storage.store import ScanStore
 from neuroray.storage.withdrawal import Withdrawal, withdraw
@@ -93,12 +93,6 @@ def _remove(args: Args, store: ScanStore) -> Answer:
 
 
 def _clean_reports(store: ScanStore, scan_ids: set[str], names: set[str]) -> tuple[str, ...]:
-    changed = []
-    for path in sorted(Path(store.location.path, "reports").glob("*/*.json")):
-        report = json.loads(path.read_text())
-        flagged = {key: flags for key, flags in report.get("flagged", {}).items() if key not in scan_ids}
-        refused = [one for one in report.get("refused", []) if one["file"] not in names]
-        if flagged != report.get("flagged", {}) or refused != report.get("refused", []):
-            path.write_text(json.dumps({**report, "flagged": flagged, "refused": refused}, indent=2) + "\n")
-            changed.append(f"{path.parent.name}/{path.name}")
+    folders = sorted(path.parent for path in Path(store.location.path, "reports").glob(f"*/{REPORT}"))
+    changed = [f"{folder.name}/{REPORT}" for folder in folders if forget(folder, scan_ids, names)]
     return tuple(changed)

@@ -6,7 +6,6 @@ import collections
 import dataclasses
 import glob
 import itertools
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from neuroray.storage.participants import Participant, ParticipantTable, TableError, check_subject_id, read_participants
 from neuroray.storage.scan import ScanError
+from neuroray.storage.scan_names import modality_of, name_stem, safe_part, subject_of
 from neuroray.storage.sidecars import SidecarIndex, parse_bids_name
 from neuroray.storage.volume_files import find_suffix, find_volume_files
 from neuroray.storage.volume_reading import read_header
@@ -32,30 +32,23 @@ _FIELD_MAPS = "fmap"
 _DATATYPES = ("anat", "func", "dwi", "perf", "pet", _FIELD_MAPS)
 _SKIPPED_FOLDERS = ("derivatives", "sourcedata", "code", "stimuli")
 _DATATYPE_OF = {"bold": "func", "sbref": "func", "dwi": "dwi", "asl": "perf"}
-# Words in free names, and the BIDS suffix that they stand for.
-_MODALITY_WORDS = {
-    "t1": "T1w",
-    "t1w": "T1w",
-    "mprage": "T1w",
-    "t2": "T2w",
-    "t2w": "T2w",
-    "flair": "FLAIR",
-    "bold": "bold",
-    "fmri": "bold",
-    "rsfmri": "bold",
-    "func": "bold",
-    "rest": "bold",
-    "dwi": "dwi",
-}
-_MODALITY_TAIL = re.compile(rf"[-_.]({'|'.join(_MODALITY_WORDS)})([-_.][a-z]+)*$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteObject:
+    """An object of a bucket: `key` below the location `prefix` (an address), and its size when it was listed."""
+
+    prefix: str
+    key: str
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScanFile:
-    """One scan on disk, not read yet.
+    """One scan on disk or in a bucket, not read yet.
 
     Attributes:
-        path: The file; of a pair, the .hdr.
+        path: The file; of a pair, the .hdr; of a DICOM series, its folder. Of a scan in a bucket only the name counts.
         scan_id: A name that no other scan of the same listing has, safe as part of a path.
         subject: The person, without BIDS's `sub-`; for free names, the name without what says the modality.
         session: The visit, without `ses-`.
@@ -64,6 +57,10 @@ class ScanFile:
         entities: All `key-value` parts of a BIDS name ("task": "rest"); empty for free names.
         sidecar: JSON that applies to the scan, with what BIDS lets it inherit.
         notices: What a person should know of the name and the sidecars.
+        is_suffix_known: False where neither the name nor the header told the kind of image.
+        objects: The objects to fetch, for a scan in a bucket.
+        is_dicom: Whether this is a series of DICOM files.
+        series: Which one, where its folder holds several.
     """
 
     path: Path
@@ -75,6 +72,10 @@ class ScanFile:
     entities: dict[str, str] = field(default_factory=dict)
     sidecar: dict[str, Any] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
+    is_suffix_known: bool = True
+    objects: tuple[RemoteObject, ...] = ()
+    is_dicom: bool = False
+    series: str | None = None
 
     @property
     def name(self) -> str:
@@ -112,7 +113,7 @@ def find_scans(root: str | Path, *, modality: str | None = None, field_maps: boo
             fix="check the path; in a BIDS folder scans lie in sub-*/anat or sub-*/func",
         )
     sidecars = SidecarIndex()
-    free_ids = _tell_apart([path for path in paths if parse_bids_name(_stem(path)) is None], base)
+    free_ids = _tell_apart([path for path in paths if parse_bids_name(name_stem(path.name)) is None], base)
     files = [_describe(path, sidecars, free_ids, modality) for path in paths]
     return _with_unique_ids(files)
 
@@ -167,7 +168,7 @@ def _without_pair_doubles(paths: Iterable[Path]) -> list[Path]:
 
 
 def _describe(path: Path, sidecars: SidecarIndex, free_ids: dict[Path, str], modality: str | None) -> ScanFile:
-    parsed = parse_bids_name(_stem(path))
+    parsed = parse_bids_name(name_stem(path.name))
     if parsed is None:
         return _describe_free(path, free_ids[path], modality)
     sidecar, notices = sidecars.find(path, parsed)
@@ -177,7 +178,7 @@ def _describe(path: Path, sidecars: SidecarIndex, free_ids: dict[Path, str], mod
         notices += (f"{path.name} lies in the folder of another person",)
     return ScanFile(
         path=path,
-        scan_id=_stem(path),
+        scan_id=name_stem(path.name),
         subject=parsed.entities["sub"],
         session=parsed.entities.get("ses"),
         datatype=folder if folder in _DATATYPES else _DATATYPE_OF.get(parsed.suffix, "anat"),
@@ -189,16 +190,17 @@ def _describe(path: Path, sidecars: SidecarIndex, free_ids: dict[Path, str], mod
 
 
 def _describe_free(path: Path, scan_id: str, modality: str | None) -> ScanFile:
-    suffix = modality or _guess_modality(path)
+    suffix = modality or _tell_modality(path)
     folder = path.parent.name
     person = _find_person(path)
-    subject = _safe(person.removeprefix("sub-") if person else _MODALITY_TAIL.sub("", scan_id))
+    subject = safe_part(person.removeprefix("sub-")) if person else subject_of(scan_id)
     return ScanFile(
         path=path,
         scan_id=scan_id,
         subject=subject,
-        datatype=folder if folder in _DATATYPES else _DATATYPE_OF.get(suffix, "anat"),
-        suffix=suffix,
+        datatype=folder if folder in _DATATYPES else _DATATYPE_OF.get(suffix or "", "anat"),
+        suffix=suffix or "T1w",
+        is_suffix_known=suffix is not None,
     )
 
 
@@ -207,28 +209,27 @@ def _find_person(path: Path) -> str | None:
     return next((part for part in reversed(path.parent.parts[-3:]) if part.startswith("sub-")), None)
 
 
-def _guess_modality(path: Path) -> str:
+def _tell_modality(path: Path) -> str | None:
     if path.parent.name == _FIELD_MAPS:
         return "fieldmap"
-    words = re.split(r"[-_.]", _stem(path).lower())
-    named = {_MODALITY_WORDS[word] for word in words if word in _MODALITY_WORDS}
-    if len(named) == 1:
-        return named.pop()
+    named = modality_of(name_stem(path.name))
+    if named is not None:
+        return named
     try:
         num_frames = read_header(find_volume_files(path)).num_frames
     except ScanError:
-        return "T1w"  # whatever it is called, reading it will give the reason why it is not taken
+        return None  # whatever it is called, reading it will give the reason why it is not taken
     return "bold" if num_frames > 1 else "T1w"
 
 
 def _tell_apart(paths: list[Path], base: Path) -> dict[Path, str]:
     """An id for each free name: the name alone where it occurs once, else with the folders it lies in."""
-    counts = collections.Counter(_stem(path) for path in paths)
+    counts = collections.Counter(name_stem(path.name) for path in paths)
     ids = {}
     for path in paths:
         folders = path.relative_to(base).parts[:-1]
-        parts = (_stem(path),) if counts[_stem(path)] == 1 else (*folders, _stem(path))
-        ids[path] = _safe("_".join(parts))
+        parts = (name_stem(path.name),) if counts[name_stem(path.name)] == 1 else (*folders, name_stem(path.name))
+        ids[path] = safe_part("_".join(parts))
     return ids
 
 
@@ -241,14 +242,3 @@ def _with_unique_ids(files: list[ScanFile]) -> list[ScanFile]:
         taken.add(scan_id)
         unique.append(dataclasses.replace(file, scan_id=scan_id))
     return unique
-
-
-def _stem(path: Path) -> str:
-    suffix = find_suffix(path.name)
-    return path.name[: -len(suffix)] if suffix else path.stem
-
-
-def _safe(text: str) -> str:
-    """The text with everything that cannot be part of a path replaced; never empty."""
-    cleaned = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-_")
-    return cleaned[:120] or "scan"

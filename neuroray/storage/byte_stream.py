@@ -9,7 +9,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Self, cast
 
 from isal import igzip, isal_zlib
 
@@ -21,6 +21,7 @@ _OTHER_CONTAINERS = {b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstandard", b"PK\x03
 _MAX_DEFLATE_RATIO = 1032
 _COMPRESSION_LEVEL = 6
 _PIECE_BYTES = 2**16
+_DAMAGED: type[Exception] = cast(Any, isal_zlib).error  # its stub calls the class an instance
 
 
 class ByteStream:
@@ -130,7 +131,7 @@ class ByteStream:
                 given=f"a gzip stream that does not end within the file's {self.file_size_bytes} bytes",
                 fix="copy or download the file again",
             ) from error
-        except (isal_zlib.error, gzip.BadGzipFile) as error:
+        except (_DAMAGED, gzip.BadGzipFile) as error:
             raise ScanError(
                 f"{self.name}: the compressed data are damaged",
                 given=str(error),

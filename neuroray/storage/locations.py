@@ -125,6 +125,27 @@ class Location:
 
         return self._try(f"cannot read {key}", read)
 
+    def fetch(self, key: str, path: Path) -> str:
+        """Copies an object into a file of this machine, in one go, so that it is one version of it; gives its SHA-256.
+
+        Raises:
+            MissingObjectError: there is no such object.
+            StoreError: it cannot be read, or the file cannot be written.
+        """
+        _check_key(key)
+
+        def read() -> str:
+            sha256, answer = hashlib.sha256(), obstore.get(self._open(), key)
+            with path.open("wb") as file:
+                for step in answer.stream(min_chunk_size=_READ_STEP_BYTES):
+                    sha256.update(step)
+                    file.write(step)
+                if file.tell() != answer.meta["size"]:
+                    raise ConnectionError(f"the answer ended prematurely, after {file.tell()} bytes")
+            return sha256.hexdigest()
+
+        return self._try(f"cannot read {key}", read)
+
     def write_bytes(self, key: str, data: bytes, *, create_only: bool = False) -> None:
         """Writes an object whole: a reader sees the old one or the new one, never a part.
 

@@ -6,12 +6,14 @@ import math
 import re
 from typing import Final, Literal
 
+from neuroray.storage.scan_names import name_stem, subject_of
 from neuroray.storage.table_file import MISSING, TableError, TextTable
 
 Sex = Literal["M", "F"]
 
 COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "subject": ("participant_id", "subject_id", "subject", "mrid", "id"),
+    "file": ("niftifile", "nifti_file", "filename", "file_name", "file", "image_file", "scan_file"),
     "session": ("session_id", "session"),
     "age_years": ("age_years", "age", "age_at_scan"),
     "sex": ("sex", "gender"),
@@ -79,6 +81,19 @@ class RowReader:
         except TableError as error:
             self._fault("subject", f"an id that cannot be part of a path: {error.given}")
             return ""
+
+    def file(self) -> str | None:
+        """The scan's file by its name, without folders and without the ending of a volume."""
+        cell = self.text("file")
+        return None if cell is None else name_stem(cell)
+
+    def subject_of_file(self) -> str:
+        """An id from the file's name, for tables that list files alone; "" where there is none (a fault)."""
+        stem = self.file()
+        if stem is None:
+            self._fault("file", "no file")
+            return ""
+        return subject_of(stem)
 
     def session(self) -> str | None:
         """A safe visit label."""

@@ -47,16 +47,20 @@ class ParticipantTable:
     Attributes:
         participants: In the table's order; what is known of single visits follows the people.
         notices: Cells that were taken as "not known" or in a way worth knowing, by file, row and column.
+        files: For tables that name scans: the participant by the stem of the scan's file.
     """
 
     participants: tuple[Participant, ...]
     notices: tuple[str, ...] = ()
-    _by_subject: dict[str, dict[str | None, Participant]] = field(init=False, repr=False, compare=False)
+    files: Mapping[str, Participant] = field(default_factory=dict)
+    _by_subject: dict[str, dict[str | None, Participant | None]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        by_subject: dict[str, dict[str | None, Participant]] = {}
+        by_subject: dict[str, dict[str | None, Participant | None]] = {}
         for row in self.participants:
-            by_subject.setdefault(row.subject, {})[row.session] = row
+            rows = by_subject.setdefault(row.subject, {})
+            # Two rows of one person at one visit tell scans apart by their files: the person alone names neither.
+            rows[row.session] = row if rows.get(row.session, row) == row else None
         object.__setattr__(self, "_by_subject", by_subject)  # the dataclass is frozen
 
     def __iter__(self) -> Iterator[Participant]:
@@ -81,8 +85,9 @@ def read_participants(path: str | Path) -> ParticipantTable:
     """Reads a table of people: one file, or `participants.tsv` of a BIDS folder with its `*_sessions.tsv`.
 
     Tabs, commas or semicolons (then with decimal commas); a byte order mark and any line ends are taken. Columns are
-    found by name, in any case: participant_id, subject_id, subject, MRID or id; session_id; age; sex or gender;
-    diagnosis, dx or group; cognition; family_id; site. All others are kept in `extra`.
+    found by name, in any case: participant_id, subject_id, subject, MRID or id; niftifile, filename or file;
+    session_id; age; sex or gender; diagnosis, dx or group; cognition; family_id; site. All others are kept in `extra`.
+    A table that names files may do without ids: then they follow from the files' names, as `find_scans` has them.
 
     Sex is M, male, F, female in any case; "other" and "unknown" become None, with a notice. Numbers for sex are a
     fault: studies disagree on which is which. An age that is missing becomes None, with a notice; "89+" is read as 89,
@@ -104,7 +109,7 @@ def read_participants(path: str | Path) -> ParticipantTable:
         known = people.find(subject)
         visits += [_fill_in(visit, known) for visit in table]
         notices += table.notices
-    return ParticipantTable(participants=tuple(visits), notices=tuple(notices))
+    return ParticipantTable(participants=tuple(visits), notices=tuple(notices), files=people.files)
 
 
 def _parse_table(table: TextTable, *, subject: str | None = None) -> ParticipantTable:
@@ -113,23 +118,26 @@ def _parse_table(table: TextTable, *, subject: str | None = None) -> Participant
     faults: list[str] = []
     notices = list(table.notices)
     reader = RowReader(table, places, faults, notices)
-    first_rows: dict[tuple[str, str | None], int] = {}
-    participants = []
+    first_rows: dict[tuple[str | None, ...], int] = {}
+    participants, files = [], {}
     for number, cells in table.rows:
         reader.move_to(number, cells)
-        participant = _parse_row(reader, subject)
-        key = (participant.subject, participant.session)
+        participant, file = _parse_row(reader, subject, has_ids="subject" in places), reader.file()
+        key = (participant.subject, participant.session, file)
         if participant.subject and first_rows.setdefault(key, number) != number:
-            column = table.columns[places["session" if subject is not None else "subject"]]
+            column = table.columns[places["session" if subject is not None else next(iter(places))]]
             faults.append(f"row {number}, column {column}: listed already in row {first_rows[key]}")
         participants.append(participant)
+        files |= {} if file is None else {file: participant}
     raise_faults(table.name, faults)
-    return ParticipantTable(participants=tuple(participants), notices=tuple(notices))
+    return ParticipantTable(participants=tuple(participants), notices=tuple(notices), files=files)
 
 
-def _parse_row(reader: RowReader, subject: str | None) -> Participant:
+def _parse_row(reader: RowReader, subject: str | None, *, has_ids: bool) -> Participant:
+    if subject is None:
+        subject = reader.subject() if has_ids else reader.subject_of_file()
     return Participant(
-        subject=reader.subject() if subject is None else subject,
+        subject=subject,
         session=reader.session(),
         age_years=reader.age_years(),
         sex=reader.sex(),
@@ -148,7 +156,7 @@ def _find_columns(table: TextTable, *, needed: str) -> dict[str, int]:
         for key, names in COLUMNS.items()
         if any(name in lowered for name in names)
     }
-    if needed not in places:
+    if needed not in places and not (needed == "subject" and "file" in places):
         raise TableError(
             f"{table.name}: row 1 names no column for the {needed}",
             given=", ".join(table.columns)[:200],

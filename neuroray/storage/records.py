@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
+from neuroray.storage.catalogue import utc_now
 from neuroray.storage.profiles.profile import NATIVE, NATIVE_SHA256
+
+if TYPE_CHECKING:
+    from neuroray.storage.participants import Participant
+
+_LABELS: Final = ("age_years", "sex", "diagnosis", "cognition", "family_id", "site")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +39,7 @@ class ScanRecord:
         extra: Other columns of the participants' table.
         source_name: The file it came from, as the ingest chose to call it.
         source_sha256: Digest of that file; "" where not taken.
+        derivation_sha256: Digest of what else decided the voxels (sidecar, version of the reading); None: not taken.
         flags: What a person should know of it.
         profile: Name of the preprocessing profile; None in rows from before there were any, which are all native.
         profile_sha256: Fingerprint of that profile; None as above.
@@ -61,6 +69,7 @@ class ScanRecord:
     repetition_time_s: float | None = None
     source_name: str = ""
     source_sha256: str = ""
+    derivation_sha256: str | None = None
     flags: tuple[str, ...] = ()
     profile: str | None = None
     profile_sha256: str | None = None
@@ -74,6 +83,29 @@ class ScanRecord:
     def prepared_by(self) -> tuple[str, str]:
         """Name and fingerprint of the profile, whatever the age of the row."""
         return self.profile or NATIVE, self.profile_sha256 or NATIVE_SHA256
+
+    @property
+    def participant(self) -> Participant:
+        """What the row says of the person."""
+        from neuroray.storage.participants import Participant
+
+        labels: dict[str, Any] = {name: getattr(self, name) for name in _LABELS}
+        return Participant(subject=self.subject, session=self.session, extra=self.extra, **labels)
+
+    def relabelled(
+        self, *, subject: str, session: str | None, modality: str, participant: Participant | None
+    ) -> ScanRecord:
+        """The same scan with what is known of it today; the same record where nothing changed."""
+        labels = {"subject": subject, "session": session, "modality": modality, **describe_person(participant)}
+        changed = dataclasses.replace(self, **labels)
+        return self if changed == self else dataclasses.replace(changed, written_at=utc_now())
+
+
+def describe_person(participant: Participant | None) -> dict[str, Any]:
+    """The columns of a person's labels, all of them; empty where nothing is known."""
+    if participant is None:
+        return {**dict.fromkeys(_LABELS), "extra": {}}
+    return {**{name: getattr(participant, name) for name in _LABELS}, "extra": dict(participant.extra)}
 
 
 SCAN_COLUMNS: Final = pa.schema(
@@ -99,6 +131,7 @@ SCAN_COLUMNS: Final = pa.schema(
         pa.field("manifest_sha256", pa.string(), nullable=False),
         pa.field("source_name", pa.string(), nullable=False),
         pa.field("source_sha256", pa.string(), nullable=False),
+        pa.field("derivation_sha256", pa.string()),
         pa.field("size_bytes", pa.int64(), nullable=False),
         pa.field("flags", pa.list_(pa.string()), nullable=False),
         pa.field("profile", pa.string()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -23,7 +23,7 @@ from neuroray.storage.profiles.statistics import Statistics
 from neuroray.storage.profiles.steps import prepare
 from neuroray.storage.profiles.stored import StoredProfile
 from neuroray.storage.profiles.transform import TemplateTransform
-from neuroray.storage.records import SCAN_COLUMNS, ScanRecord
+from neuroray.storage.records import SCAN_COLUMNS, ScanRecord, describe_person
 from neuroray.storage.scan import Scan
 from neuroray.storage.verify import verify_group
 from neuroray.storage.volume_format import (
@@ -108,6 +108,11 @@ class ScanStore:
         """One record per scan, the newest, sorted by scan id."""
         return list(self._snapshot().records)
 
+    def intact_records(self) -> dict[str, ScanRecord]:
+        """The newest record of each scan by id, without those whose row is not what was written."""
+        snapshot = self._snapshot()
+        return {record.scan_id: record for record in snapshot.records if snapshot.is_intact(record.scan_id)}
+
     def record(self, scan_id: str) -> ScanRecord:
         """The newest record of a scan.
 
@@ -141,6 +146,7 @@ class ScanStore:
         source_sha256: str = "",
         commit: bool = True,
         rewrite: bool = False,
+        known: Mapping[str, ScanRecord] | None = None,
     ) -> ScanRecord:
         """Stores a scan with what is known of the person; the same scan again changes nothing.
 
@@ -155,6 +161,8 @@ class ScanStore:
             source_sha256: Digest of that file.
             commit: Enter it in the catalogue at once; else hand the record to `commit` later, together with others.
             rewrite: Write the objects even when they are there: mends a scan that `verify` found damaged.
+            known: Records by scan id as the caller has just read them, so that each of many writers need not read the
+                catalogue for each scan; the catalogue's when None.
 
         Raises:
             StoreError: an id that cannot be part of a path, another person's labels, a scan that cannot be stored, a
@@ -167,7 +175,7 @@ class ScanStore:
             check_id(session, what="a session")
         _check_person(subject, participant)
         content = encode_scan(prepared := _prepare(scan))
-        group = self._write_group(scan_id, content, rewrite)
+        group = self._write_group(scan_id, content, rewrite, known)
         record = ScanRecord(
             scan_id=scan_id,
             subject=subject,
@@ -180,10 +188,14 @@ class ScanStore:
             profile=prepared.profile.name,
             profile_sha256=prepared.profile.fingerprint(),
             **_grid(prepared.scan),
-            **_labels(participant),
+            **describe_person(participant),
             **dataclasses.asdict(group),
         )
         return self.commit([record])[0] if commit else record
+
+    def is_whole(self, record: ScanRecord) -> bool:
+        """Whether all objects of a stored scan are there with the right size; does not read them."""
+        return self._reader.is_whole(record)
 
     def commit(self, records: Sequence[ScanRecord]) -> list[ScanRecord]:
         """Enters written scans in the catalogue, all in one step, and gives them as they stand there.
@@ -394,9 +406,11 @@ class ScanStore:
             fix = "open it without a version to write"
             raise StoreError(f"{self.uri} was opened at version {self._pinned}, which never changes", fix=fix)
 
-    def _write_group(self, scan_id: str, content: GroupContent, rewrite: bool) -> WrittenGroup:
+    def _write_group(
+        self, scan_id: str, content: GroupContent, rewrite: bool, known: Mapping[str, ScanRecord] | None
+    ) -> WrittenGroup:
         path = f"scans/{scan_id}/{content.digest[:16]}"
-        current = self._snapshot().find(scan_id)
+        current = self._snapshot().find(scan_id) if known is None else known.get(scan_id)
         if not rewrite and current is not None and current.path == path and self._reader.is_whole(current):
             size_bytes, manifest_sha256 = current.size_bytes, current.manifest_sha256
             return WrittenGroup(path=path, manifest_sha256=manifest_sha256, size_bytes=size_bytes)
@@ -425,18 +439,4 @@ def _grid(scan: Scan) -> dict[str, Any]:
         "affine": tuple(map(float, scan.affine.ravel())),
         "repetition_time_s": scan.repetition_time_s,
         "flags": scan.flags,
-    }
-
-
-def _labels(participant: Participant | None) -> dict[str, Any]:
-    if participant is None:
-        return {}
-    return {
-        "age_years": participant.age_years,
-        "sex": participant.sex,
-        "diagnosis": participant.diagnosis,
-        "cognition": participant.cognition,
-        "family_id": participant.family_id,
-        "site": participant.site,
-        "extra": dict(participant.extra),
     }

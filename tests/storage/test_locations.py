@@ -165,3 +165,12 @@ def test_a_path_that_the_delta_library_would_misread_is_refused(tmp_path: Path):
 @pytest.mark.parametrize("name", ["sub-01", "sub-01_ses-2_task-rest_bold", "0", "a.b"])
 def test_ids_of_bids_are_fine(name: str):
     assert check_id(name, what="an id") == name
+
+
+def test_an_object_is_fetched_into_a_file_with_its_digest(place: Location, tmp_path: Path):
+    content = bytes(range(256)) * 99
+    place.write_bytes("a/b", content)
+    assert place.fetch("a/b", tmp_path / "here") == hashlib.sha256(content).hexdigest()
+    assert (tmp_path / "here").read_bytes() == content
+    with pytest.raises(MissingObjectError):
+        place.fetch("a/c", tmp_path / "there")
