@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 Inputs = dict[str, Any]
 
@@ -64,6 +65,13 @@ class KernelContract:
             _assert_near(value, wanted, torch.float32, "output")
         for name, gradient in strided_gradients.items():
             _assert_near(gradient, plain_gradients[name], torch.float32, name)
+
+    def test_under_a_checkpoint_gradients_are_the_same(self, case: str, device: str) -> None:
+        """What was saved for the backward pass is dropped, computed again and given out once."""
+        inputs = _cast(self.make(case), torch.float32, device)
+        _, plain = _differentiate(self.run, inputs)
+        _, again = _differentiate(lambda leaves: checkpoint(self.run, leaves, use_reentrant=False), inputs)
+        assert all(torch.equal(again[name], gradient) for name, gradient in plain.items())
 
     def test_gradcheck_in_float64(self, case: str) -> None:
         inputs = self.make(case)

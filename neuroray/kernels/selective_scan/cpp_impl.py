@@ -154,7 +154,8 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad_out, grad_last_state = grad_outputs
         count = len(ctx.reverses)
-        tensors, all_kept = ctx.saved_tensors[:-count], ctx.saved_tensors[-count:]
+        saved = ctx.saved_tensors  # asked for once: a checkpoint gives them out once
+        tensors, all_kept = saved[:-count], saved[-count:]
         z, directions = _prepare(tensors)
         needed = _split(ctx.needs_input_grad[3:])
         grad_out = torch.zeros_like(directions[0].u) if grad_out is None else grad_out

@@ -1,0 +1,138 @@
+"""BrainMT: frames to tokens, two-way Mamba layers over all of them, space-time attention, an answer from CLS."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from neuroray.platform.models.brainmt.attention import AttentionLayer, TokenMixing
+from neuroray.platform.models.brainmt.config import token_grid
+from neuroray.platform.models.brainmt.embedding import TokenEmbedding
+from neuroray.platform.models.brainmt.frames import ConvFrameEncoder, PatchFrameEncoder, encode_frames
+from neuroray.platform.models.brainmt.mamba import MambaLayer, RMSNorm, add_residual, shrink_for_depth
+from neuroray.platform.models.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jaxtyping import Float
+
+    from neuroray.platform.models.brainmt.config import BrainMTConfig
+
+
+class BrainMTOutput(NamedTuple):
+    """What the model says of each scan. A tuple, so that parallel wrappers find the tensors in it.
+
+    Attributes:
+        outputs: `batch output`: standardised scores or logits, as the targets were given in training.
+        embedding: `batch channel`: the CLS token as the head takes it.
+    """
+
+    outputs: Float[Tensor, "batch output"]
+    embedding: Float[Tensor, "batch channel"]
+
+
+class BrainMT(nn.Module):
+    """Kannan, Lindquist and Caffo 2025, section 2; any grid, any number of frames."""
+
+    def __init__(self, config: BrainMTConfig) -> None:
+        super().__init__()
+        self.config = config
+        rates = config.drop_rates()
+        into_mamba, self.last_drop_rate = rates[: config.mamba_depth], rates[config.mamba_depth]
+        self.frame_encoder = (ConvFrameEncoder if config.frame_encoder == "conv" else PatchFrameEncoder)(config)
+        self.embedding = TokenEmbedding(config)
+        self.mamba_layers = nn.ModuleList(MambaLayer(config, rate) for rate in into_mamba)
+        self.mamba_norm = RMSNorm(config.num_channels)
+        self.attention_layers = nn.ModuleList(AttentionLayer(config, rate) for rate in rates[config.mamba_depth + 1 :])
+        has_shared = config.shared_mlp and config.attention_depth > 0
+        self.shared = TokenMixing(config) if has_shared else None
+        self.final_norm = nn.LayerNorm(config.num_channels) if config.final_norm or config.head == "mlp" else None
+        self.head = _build_head(config)
+        self._draw_weights()
+
+    def forward(self, voxels: Float[Tensor, "batch time x y z"]) -> BrainMTOutput:
+        """Answers for a batch of windows.
+
+        Args:
+            voxels: Standardised over the brain, in RAS+ order, background at the lowest value.
+
+        Raises:
+            ModelError: no batch of 4D windows, or no frame in it.
+        """
+        tokens = self.encode(voxels)
+        cls = tokens[:, 0]
+        embedding = cls if self.final_norm is None else self.final_norm(cls)
+        return BrainMTOutput(self.head(embedding.to(_dtype_of(self.head))), embedding)
+
+    def encode(self, voxels: Float[Tensor, "batch time x y z"]) -> Float[Tensor, "batch token channel"]:
+        """All tokens after the last layer, CLS first, then place by place, frame by frame.
+
+        Raises:
+            ModelError: as `forward`.
+        """
+        _check(voxels)
+        config = self.config
+        frames = encode_frames(
+            self.frame_encoder,
+            voxels.to(_dtype_of(self.frame_encoder)),
+            frames_at_once=config.frames_at_once,
+            is_checkpointed=config.checkpoint,
+        )
+        x, y, z = voxels.shape[-3:]
+        hidden = self.embedding(frames, token_grid((x, y, z)))
+        hidden = self._mix_by_scans(hidden)
+        for layer in self.attention_layers:
+            hidden = self._run(layer, hidden, self.shared)
+        return hidden
+
+    def _mix_by_scans(self, hidden: Float[Tensor, "batch token channel"]) -> Float[Tensor, "batch token channel"]:
+        residual = None
+        for layer in self.mamba_layers:
+            hidden, residual = self._run(layer, hidden, residual)
+        return self.mamba_norm(add_residual(hidden, residual, self.last_drop_rate, is_training=self.training))
+
+    def _run(self, layer: Callable[..., Any], *inputs: Any) -> Any:
+        """A layer, of which only what enters is kept for the backward pass where the configuration says so."""
+        if self.config.checkpoint and torch.is_grad_enabled():
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
+
+    def _draw_weights(self) -> None:
+        """As the released code draws them; convolutions keep torch's own."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        num_layers = self.config.mamba_depth + self.config.attention_depth
+        for name, module in self.named_modules():
+            if name.endswith(("mixer.project_out", "mlp.down")):
+                assert isinstance(module, nn.Linear)
+                shrink_for_depth(module.weight, num_layers)
+
+
+def _build_head(config: BrainMTConfig) -> nn.Module:
+    channels = config.num_channels
+    if config.head == "linear":
+        return nn.Linear(channels, config.num_outputs)
+    return nn.Sequential(nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, config.num_outputs))
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
+
+
+def _check(voxels: Tensor) -> None:
+    if voxels.ndim != 5 or 0 in voxels.shape:
+        raise ModelError(
+            "BrainMT takes a batch of 4D windows",
+            given=f"shape {tuple(voxels.shape)}",
+            expected="batch time x y z, at least one of each",
+            fix="a single 3D volume has no time: use a model of volumes" if voxels.ndim == 4 else None,
+        )
+    if not voxels.is_floating_point():
+        raise ModelError("BrainMT takes standardised voxels", given=str(voxels.dtype), expected="a float dtype")
