@@ -18,6 +18,8 @@ from neuroray.platform.explain.figures import draw_checks, draw_profile
 from neuroray.platform.explain.maps import Explanation
 from neuroray.platform.explain.overlay import BACKDROP, draw_overlay
 from neuroray.storage.nifti import read_scan, write_map
+from neuroray.storage.profiles import TemplateTransform, lay_back, prepare
+from neuroray.storage.profiles.agreement import read_model_profile, require_profile
 from neuroray.storage.scan import Scan, ScanError
 from neuroray.storage.store import ScanStore
 
@@ -47,7 +49,10 @@ class Args:
     """The class to explain; the likeliest when not given."""
 
     out: str | None = None
-    """Where map.nii.gz, the pictures, explain.json and run.json go; RUN/explain when not given."""
+    """Where map.nii.gz, the pictures, explain.json and run.json go; RUN/explain when not given.
+
+    Of a model of scans in a template's space, map.nii.gz lies there and map_native.nii.gz over the scan itself.
+    """
 
     skip_checks: bool = False
     """Leave out the checks (slices deleted, weights scrambled), which encode the scan once more."""
@@ -66,12 +71,16 @@ def run(args: Args) -> dict[str, Any]:
     """Explains the scan and writes the map and its pictures."""
     out = Path(args.out) if args.out else Path(args.run) / "explain"
     with record_run(out, job="explain", args=args, seed=args.seed) as record:
-        scan = _find_scan(args)
+        _check_named(args)
         model = load_model(_find_model(Path(args.run)), device=args.device)
+        scan, transform = _find_scan(args, model)
         view = model.encode(scan)
         found = explain(model, scan, method=args.method, target=args.target, view=view)
         described = {"model": _describe_model(model), **found.to_json()}
         _write_pictures(out, scan, found)
+        if transform is not None:
+            native = lay_back(found.values, scan.affine, transform)
+            write_map(native.voxels, native, out / "map_native.nii.gz", overwrite=True)
         if not args.skip_checks:
             deletion, checks = check_map(model, scan, found, seed=args.seed, view=view)
             described["checks"] = checks
@@ -82,15 +91,20 @@ def run(args: Args) -> dict[str, Any]:
     return described | {"out": str(out), "text": _tell(found, described, out)}
 
 
-def _find_scan(args: Args) -> Scan:
+def _check_named(args: Args) -> None:
     if (args.scan is None) == (args.store is None):
         raise UsageError(
             "name one scan", given="both or neither", expected="--scan FILE, or --store STORE --subject ID"
         )
-    if args.scan is not None:
-        return read_scan(args.scan)
-    if args.subject is None:
+    if args.scan is None and args.subject is None:
         raise UsageError("a store holds many scans", expected="--subject ID beside --store")
+
+
+def _find_scan(args: Args, model: LoadedModel) -> tuple[Scan, TemplateTransform | None]:
+    """The scan as those of the training were prepared, and how it was brought to a template where it was."""
+    if args.scan is not None:
+        prepared = prepare(read_scan(args.scan), read_model_profile(model.card).restore())
+        return prepared.scan, prepared.to_template
     store = ScanStore(str(args.store))
     wanted = [
         record
@@ -102,7 +116,8 @@ def _find_scan(args: Args) -> Scan:
     if len(wanted) > 1:
         names = ", ".join(record.scan_id for record in wanted)
         raise UsageError(f"this subject has {len(wanted)} scans", expected=f"one of {names} as --subject")
-    return store.read(wanted[0].scan_id)
+    require_profile(wanted, model.card)
+    return store.read(wanted[0].scan_id), store.read_to_template(wanted[0].scan_id)
 
 
 def _find_model(folder: Path) -> Path:
@@ -121,7 +136,9 @@ def _write_pictures(out: Path, scan: Scan, found: Explanation) -> None:
 
 def _describe_model(model: LoadedModel) -> dict[str, Any]:
     kept = ("model_name", "classes", "target", "modality", "encoder_sha256", "feature_fingerprint")
-    return {name: model.card[name] for name in kept if name in model.card}
+    profile = read_model_profile(model.card)
+    described = {name: model.card[name] for name in kept if name in model.card}
+    return described | {"profile": profile.name, "profile_sha256": profile.sha256}
 
 
 def _tell(found: Explanation, described: dict[str, Any], out: Path) -> str:

@@ -15,18 +15,23 @@ import tyro
 from neuroray.jobs.logs import progress
 from neuroray.jobs.run_record import record_run
 from neuroray.storage.faults import StoreError
-from neuroray.storage.nifti import write_scan
+from neuroray.storage.nifti import write_map, write_scan
+from neuroray.storage.profiles import find_profile
 from neuroray.storage.scan import Scan, ScanError
 from neuroray.storage.store import ScanRecord, ScanStore
 from neuroray.storage.volume_writing import layout_of_source
 
 _TABLE = "scans.tsv"
-_COLUMNS = ("scan_id", "file", "subject", "session", "modality", "age_years", "sex", "diagnosis", "cognition", "site")
+_LABELS = ("age_years", "sex", "diagnosis", "cognition", "site")
+_COLUMNS = ("scan_id", "file", "subject", "session", "modality", "profile", *_LABELS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Args:
-    """Write scans back as NIfTI (or MGH) files, on the grid, with the header and the stored numbers they came with."""
+    """Write scans back as NIfTI (or MGH) files, on the grid, with the header and the stored numbers they came with.
+
+    What a profile has changed comes out as float32: after n4 on the source's grid, after mni_affine on the template's.
+    """
 
     store: Annotated[str, tyro.conf.Positional]
     """The store: a folder or s3://bucket/prefix."""
@@ -78,7 +83,7 @@ def run(args: Args) -> Answer:
         files: dict[str, str] = {}
         num_written = 0
         for one in progress(records, total=len(records), label="export"):
-            path, is_new = _write(store.read(one.scan_id), out / one.scan_id, overwrite=args.overwrite)
+            path, is_new = _write(store.read(one.scan_id), out / one.scan_id, one, overwrite=args.overwrite)
             files[one.scan_id] = path.name
             num_written += is_new
         _write_table(out / _TABLE, records, files)
@@ -102,20 +107,26 @@ def _choose(args: Args, store: ScanStore) -> list[ScanRecord]:
     ]
 
 
-def _write(scan: Scan, stem: Path, *, overwrite: bool) -> tuple[Path, bool]:
+def _write(scan: Scan, stem: Path, record: ScanRecord, *, overwrite: bool) -> tuple[Path, bool]:
     """The file, and whether it is new; equal scans give equal bytes, so that what is there can be compared."""
-    path = stem.with_name(stem.name + _choose_suffix(scan, stem.name))
+    write = _write_values if find_profile(record.prepared_by[0]).changes_values else write_scan
+    path = stem.with_name(stem.name + (".nii.gz" if write is _write_values else _choose_suffix(scan, stem.name)))
     if not path.exists() or overwrite:
-        write_scan(scan, path, overwrite=overwrite)
+        write(scan, path, overwrite=overwrite)
         return path, True
     with tempfile.TemporaryDirectory(dir=stem.parent, prefix=".export-") as scratch:
         copy = Path(scratch) / path.name
-        write_scan(scan, copy)
+        write(scan, copy)
         if not filecmp.cmp(copy, path, shallow=False):
             raise ScanError(
                 f"{path.name} is there and holds something else", fix="choose another folder, or --overwrite"
             )
     return path, False
+
+
+def _write_values(scan: Scan, path: Path, *, overwrite: bool = False) -> None:
+    """Values that the source's header no longer describes, as float32: on its grid, or on that of the template."""
+    write_map(scan.voxels, scan, path, overwrite=overwrite)
 
 
 def _choose_suffix(scan: Scan, name: str) -> str:

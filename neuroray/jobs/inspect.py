@@ -11,9 +11,13 @@ from typing import Annotated, Any
 import tyro
 
 from neuroray.jobs.run_record import record_answer
+from neuroray.storage.faults import StoreError
 from neuroray.storage.nifti import read_scan
+from neuroray.storage.profiles.profile import NATIVE
+from neuroray.storage.profiles.statistics import statistics_to_json
 from neuroray.storage.store import ScanRecord, ScanStore
 
+_MOST_WITH_DETAIL = 100
 _SCAN_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh", ".hdr", ".img")
 
 
@@ -23,6 +27,9 @@ class Args:
 
     target: Annotated[str, tyro.conf.Positional]
     """A store (folder or s3://bucket/prefix) or a scan file."""
+
+    scan: tuple[str, ...] = ()
+    """Only these scans of a store, by id."""
 
     version: int | None = None
     """The catalogue version to look at; the newest when not given."""
@@ -63,8 +70,29 @@ def _inspect(args: Args) -> Answer:
     if args.target.endswith(_SCAN_SUFFIXES) and Path(args.target).is_file():
         return Answer(target=args.target, catalogue_version=None, scans=(_describe_file(args.target),))
     store = ScanStore(args.target, version=args.version)
-    scans = tuple(_describe_record(record) for record in store.records())
+    records = _choose(args, store)
+    # A look into every group is a request each: of many scans, the catalogue's word must do.
+    with_detail = len(records) <= _MOST_WITH_DETAIL
+    scans = tuple(_describe_record(record) | (_detail(store, record) if with_detail else {}) for record in records)
     return Answer(target=store.uri, catalogue_version=store.version, scans=scans)
+
+
+def _choose(args: Args, store: ScanStore) -> list[ScanRecord]:
+    records = store.records()
+    unknown = set(args.scan) - {record.scan_id for record in records}
+    if unknown:
+        raise StoreError("the store has no such scans", given=", ".join(sorted(unknown)), fix="leave out --scan")
+    return [record for record in records if not args.scan or record.scan_id in args.scan]
+
+
+def _detail(store: ScanStore, record: ScanRecord) -> dict[str, Any]:
+    """What stands in the group and not in the catalogue; reads its manifest alone."""
+    transform = store.read_to_template(record.scan_id)
+    return {
+        "profile_options": store.read_profile(record.scan_id).options,
+        "statistics": statistics_to_json(store.read_statistics(record.scan_id)),
+        "template": None if transform is None else transform.template,
+    }
 
 
 def _describe_file(path: str) -> dict[str, Any]:
@@ -83,6 +111,7 @@ def _describe_file(path: str) -> dict[str, Any]:
 
 def _describe_record(record: ScanRecord) -> dict[str, Any]:
     described = dataclasses.asdict(record)
+    described["profile"], described["profile_sha256"] = record.prepared_by
     described["axes"] = "time x y z (RAS+)" if len(record.shape) == 4 else "x y z (RAS+)"
     return described
 
@@ -94,7 +123,17 @@ def _line(scan: dict[str, Any]) -> str:
     labels = [f"{scan['age_years']:g} y" if scan.get("age_years") is not None else "", scan.get("sex") or ""]
     person = "  " + ", ".join(filter(None, [*labels, scan.get("diagnosis")])) if any(labels) else ""
     flags = f"  [{'; '.join(scan['flags'])}]" if scan["flags"] else ""
-    return f"  {scan['scan_id']:<36} {shape:>18}  {zooms} mm{time}{person}{flags}"
+    return f"  {scan['scan_id']:<36} {shape:>18}  {zooms} mm{time}{_prepared(scan)}{person}{flags}"
+
+
+def _prepared(scan: dict[str, Any]) -> str:
+    """The profile where it is not native, and what there is for z-scores."""
+    parts = [scan["profile"]] if scan.get("profile", NATIVE) != NATIVE else []
+    found = scan.get("statistics")
+    if found:
+        over = "brain mask voxels" if found["over"] == "mask" else "voxels that are not background"
+        parts.append(f"{found['mean']:.4g} ± {found['std']:.3g} in {found['num_voxels']} {over}")
+    return "  " + ", ".join(parts) if parts else ""
 
 
 def _summary(scans: tuple[dict[str, Any], ...]) -> list[str]:

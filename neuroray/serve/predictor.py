@@ -15,6 +15,9 @@ from neuroray.errors import NeurorayError
 from neuroray.platform.evaluate.loaded import LoadedModel, SliceView, load_model
 from neuroray.platform.models.layers.slices import slice_positions_mm
 from neuroray.storage.locations import Location
+from neuroray.storage.profiles.agreement import read_model_profile
+from neuroray.storage.profiles.profile import NATIVE, Profile
+from neuroray.storage.profiles.steps import prepare
 from neuroray.storage.scan import Scan, ScanError
 
 _CONFIG_FILE = "config.json"
@@ -46,6 +49,8 @@ class ModelCard:
         classes: In the order of the logits.
         target: What the classes are values of.
         modality: BIDS suffix of the scans it was trained on.
+        profile: Name of the preprocessing profile of its training scans.
+        profile_sha256: Hash of that profile.
         spacing_mm: Smallest and largest voxel size along x, y, z among its training scans; None: not recorded.
         fingerprints: SHA-256 digests (hex) of weights, encoder and feature recipe, as far as the folder tells them.
     """
@@ -55,6 +60,8 @@ class ModelCard:
     classes: tuple[str, ...]
     target: str
     modality: str
+    profile: str
+    profile_sha256: str
     spacing_mm: _Bounds | None
     fingerprints: dict[str, str]
 
@@ -68,7 +75,7 @@ class SliceWeight:
     """How much one slice counted.
 
     Attributes:
-        slice_index: Along the slice axis of the scan in RAS+ order.
+        slice_index: Along the slice axis of the scan in RAS+ order, as its profile has prepared it.
         position_mm: World coordinate, along that axis, of the middle of the slice.
         weight: Attention weight; those of a scan sum to 1.
     """
@@ -88,6 +95,8 @@ class Prediction:
         probabilities: Class to probability; they sum to 1.
         attention_axis: The plane of the slices: axial, coronal or sagittal.
         attention: One entry per slice that the model looked at.
+        profile: Name of the preprocessing profile that the scan went through, that of the training scans.
+        profile_sha256: Hash of that profile.
         warnings: Why the answer may deserve less trust, in plain words.
     """
 
@@ -96,6 +105,8 @@ class Prediction:
     probabilities: dict[str, float]
     attention_axis: str
     attention: tuple[SliceWeight, ...]
+    profile: str
+    profile_sha256: str
     warnings: tuple[str, ...]
 
     @property
@@ -115,18 +126,24 @@ class Predictor:
         card: What is told of the model.
     """
 
-    def __init__(self, card: ModelCard, model: LoadedModel) -> None:
+    def __init__(self, card: ModelCard, model: LoadedModel, profile: Profile) -> None:
         self.card = card
         self._model = model
+        self._profile = profile
 
     def predict(self, scan: Scan) -> Prediction:
-        """Answers for one scan; the same scan gives the same answer.
+        """Answers for one scan, as it was read; the same scan gives the same answer.
+
+        It goes through the profile of the training scans first.
 
         Raises:
-            ScanError: a time series where a volume is expected.
+            ScanError: a time series where a volume is expected, or a scan that the profile cannot prepare.
             ModelError: a volume whose shape the model cannot take.
         """
         _require_volume(scan, self.card)
+        warnings = _find_warnings_as_read(scan)
+        if self._profile.name != NATIVE:
+            scan = prepare(scan, self._profile).scan
         with torch.inference_mode():
             view = self._model.encode(scan)
             answer = self._model.answer(view)
@@ -137,7 +154,9 @@ class Predictor:
             probabilities=probabilities,
             attention_axis=self._model.slices.axis,
             attention=self._weigh_slices(scan, view, answer.slice_weights),
-            warnings=_find_warnings(scan, self.card, num_missing_slices=int((~view.mask).sum())),
+            profile=self.card.profile,
+            profile_sha256=self.card.profile_sha256,
+            warnings=warnings + _find_warnings(scan, self.card, num_missing_slices=int((~view.mask).sum())),
         )
 
     def _weigh_slices(self, scan: Scan, view: SliceView, weights: torch.Tensor) -> tuple[SliceWeight, ...]:
@@ -157,10 +176,12 @@ def load_predictor(uri: str, *, device: str = "cpu") -> Predictor:
 
     Raises:
         PredictorError: the folder holds no model, or one of an architecture or format that this version does not know.
+        ProfileError: scans cannot be prepared here as those of the training were.
         StoreError: the folder is incomplete, or its weights are not those that were saved.
     """
     folder, config = _find_model(uri)
-    return _LOADERS[config["model_name"]](folder, _make_card(config, uri), device)
+    profile = read_model_profile(config).restore()
+    return _LOADERS[config["model_name"]](folder, _make_card(config, uri), profile, device)
 
 
 def read_model_card(uri: str) -> ModelCard:
@@ -172,11 +193,11 @@ def read_model_card(uri: str) -> ModelCard:
     return _make_card(_find_model(uri)[1], uri)
 
 
-def _load_slice_model(folder: Location, card: ModelCard, device: str) -> Predictor:
-    return Predictor(card, load_model(folder, device=device))
+def _load_slice_model(folder: Location, card: ModelCard, profile: Profile, device: str) -> Predictor:
+    return Predictor(card, load_model(folder, device=device), profile)
 
 
-_LOADERS: dict[str, Callable[[Location, ModelCard, str], Predictor]] = {
+_LOADERS: dict[str, Callable[[Location, ModelCard, Profile, str], Predictor]] = {
     "dinoatten3d": _load_slice_model,
 }
 
@@ -216,6 +237,7 @@ def _check_config(config: dict[str, Any], uri: str) -> None:
 def _make_card(config: dict[str, Any], uri: str) -> ModelCard:
     try:
         weights_sha256, spacing_mm = config["weights"]["sha256"], config.get("spacing_mm")
+        profile = read_model_profile(config)
         others = {name: config[name] for name in ("encoder_sha256", "feature_fingerprint") if config.get(name)}
         return ModelCard(
             model_name=config["model_name"],
@@ -223,6 +245,8 @@ def _make_card(config: dict[str, Any], uri: str) -> ModelCard:
             classes=tuple(config["classes"]),
             target=config["target"],
             modality=config["modality"],
+            profile=profile.name,
+            profile_sha256=profile.sha256,
             spacing_mm=None if spacing_mm is None else (tuple(spacing_mm[0]), tuple(spacing_mm[1])),
             fingerprints={"weights_sha256": weights_sha256, **others},
         )
@@ -240,20 +264,27 @@ def _require_volume(scan: Scan, card: ModelCard) -> None:
         )
 
 
-def _find_warnings(scan: Scan, card: ModelCard, *, num_missing_slices: int) -> tuple[str, ...]:
+def _find_warnings_as_read(scan: Scan) -> tuple[str, ...]:
+    """What speaks against the file, whatever is made of it."""
     warnings = list(scan.flags)
+    field_mm = tuple(count * zoom for count, zoom in zip(scan.grid_shape, scan.zooms_mm, strict=True))
+    shortest, longest = _FIELD_OF_VIEW_MM
+    if min(field_mm) < shortest or max(field_mm) > longest:
+        warnings.append(f"a field of view of {_tell_mm(field_mm)}, which is not that of a whole head")
+    if len(np.unique(scan.voxels[::2, ::2, ::2])) < _FEWEST_VALUES:
+        warnings.append(f"fewer than {_FEWEST_VALUES} different values: this looks like a segmentation, not an image")
+    return tuple(warnings)
+
+
+def _find_warnings(scan: Scan, card: ModelCard, *, num_missing_slices: int) -> tuple[str, ...]:
+    """What speaks against the scan as the model sees it."""
+    warnings = []
     zooms_mm = scan.zooms_mm
     if card.spacing_mm is not None and not _is_within(zooms_mm, card.spacing_mm):
         low, high = (_tell_mm(bound) for bound in card.spacing_mm)
         warnings.append(f"voxels of {_tell_mm(zooms_mm)}; the model was trained on {low} to {high}")
-    field_mm = tuple(count * zoom for count, zoom in zip(scan.grid_shape, zooms_mm, strict=True))
-    shortest, longest = _FIELD_OF_VIEW_MM
-    if min(field_mm) < shortest or max(field_mm) > longest:
-        warnings.append(f"a field of view of {_tell_mm(field_mm)}, which is not that of a whole head")
     if num_missing_slices:
         warnings.append(f"{num_missing_slices} of the slices that the model looks at lie outside this scan")
-    if len(np.unique(scan.voxels[::2, ::2, ::2])) < _FEWEST_VALUES:
-        warnings.append(f"fewer than {_FEWEST_VALUES} different values: this looks like a segmentation, not an image")
     return tuple(warnings)
 
 

@@ -15,6 +15,8 @@ _MODEL_EXAMPLE: dict[str, Any] = {
     "classes": ["control", "patient"],
     "target": "diagnosis",
     "modality": "T1w",
+    "profile": "native",
+    "profile_sha256": "ff1f2ee69173...",
     "fingerprints": {
         "weights_sha256": "5f1c2e9a4b7d...",
         "encoder_sha256": "91ab77...",
@@ -34,6 +36,8 @@ class ModelAnswer(BaseModel):
     classes: list[str]
     target: str = Field(description="what the classes are values of")
     modality: str = Field(description="the BIDS suffix of the scans it was trained on")
+    profile: str = Field(description="the preprocessing profile of those scans")
+    profile_sha256: str = Field(description="hash of that profile: its options, and the versions that it ran with")
     fingerprints: dict[str, str] = Field(description="SHA-256 digests of weights, encoder and configuration")
 
     @classmethod
@@ -46,6 +50,8 @@ class ModelAnswer(BaseModel):
             classes=list(card.classes),
             target=card.target,
             modality=card.modality,
+            profile=card.profile,
+            profile_sha256=card.profile_sha256,
             fingerprints=card.fingerprints,
         )
 
@@ -74,6 +80,8 @@ class PredictionAnswer(BaseModel):
                     "label": "control",
                     "probabilities": {"control": 0.83, "patient": 0.17},
                     "warnings": ["voxels of 2 x 2 x 2 mm; the model was trained on 1 x 1 x 1 mm to 1 x 1 x 1.2 mm"],
+                    "profile": "native",
+                    "profile_sha256": "ff1f2ee69173...",
                     "model": _MODEL_EXAMPLE,
                     "attention_axis": "axial",
                     "attention": [{"slice_index": 61, "position_mm": 12.0, "weight": 0.031}],
@@ -85,6 +93,8 @@ class PredictionAnswer(BaseModel):
     label: str = Field(description="the most probable class")
     probabilities: dict[str, float] = Field(description="class to probability; they sum to 1")
     warnings: list[str] = Field(description="why the answer may deserve less trust, in plain words")
+    profile: str = Field(description="the preprocessing profile that the scan went through")
+    profile_sha256: str = Field(description="hash of that profile")
     model: ModelAnswer = Field(description="who answered")
     attention_axis: str = Field(description="the plane of the slices: axial, coronal or sagittal")
     attention: list[SliceAnswer] = Field(description="how much each slice that the model looked at counted")
@@ -96,6 +106,8 @@ class PredictionAnswer(BaseModel):
             model=ModelAnswer.of(name, prediction.model),
             label=prediction.label,
             probabilities=prediction.probabilities,
+            profile=prediction.profile,
+            profile_sha256=prediction.profile_sha256,
             attention_axis=prediction.attention_axis,
             attention=[
                 SliceAnswer(slice_index=row.slice_index, position_mm=row.position_mm, weight=row.weight)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from neuroray.storage.faults import StoreError
+from neuroray.storage.profiles.statistics import statistics_to_json
 from neuroray.storage.store import ScanRecord, ScanStore
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ def open_scan(uri: str, *, version: int | None = None) -> xarray.DataArray:
     Dimensions are `time x y z` or `x y z`. The coordinates x, y and z are in mm, along the middle line of the volume
     (for an oblique scan a voxel's place follows from `attrs["affine"]` alone); time is in s from the first frame on,
     or counts frames where the repetition time is not known (`attrs["time_unit"]` says which). The array is dask's, in
-    the store's own chunks.
+    the store's own chunks. Where the scan has a brain mask, that is the coordinate `mask`; `attrs["statistics"]` are
+    those for z-scores, None where there are none.
 
     Args:
         uri: `STORE#SCAN_ID`: a folder or `s3://bucket/prefix`, and the scan's name in it.
@@ -46,9 +48,10 @@ def open_scan(uri: str, *, version: int | None = None) -> xarray.DataArray:
     # `meta` keeps dask from reading an empty block to learn the type.
     meta = np.empty((0,) * voxels.ndim, voxels.dtype)
     array = dask.array.from_array(voxels, chunks=chunks, name=f"{scan_id}-{record.voxels_sha256}", meta=meta)
-    return xarray.DataArray(
-        array, dims=dimensions, coords=_coordinates(record), name=record.modality, attrs=_attributes(record)
-    )
+    mask = store.read_mask(scan_id)
+    coordinates = _coordinates(record) | ({} if mask is None else {"mask": (_AXES, mask)})
+    attributes = _attributes(record) | {"statistics": statistics_to_json(store.read_statistics(scan_id))}
+    return xarray.DataArray(array, dims=dimensions, coords=coordinates, name=record.modality, attrs=attributes)
 
 
 class _Voxels:
@@ -88,4 +91,5 @@ def _attributes(record: ScanRecord) -> dict[str, Any]:
         "repetition_time_s": record.repetition_time_s,
         "time_unit": "s" if record.repetition_time_s is not None else "frames",
         "flags": record.flags,
+        "profile": record.prepared_by[0],
     }

@@ -76,6 +76,7 @@ def encode_scan(prepared: Prepared) -> GroupContent:
         "profile": StoredProfile.of(prepared.profile).to_json(),
         "statistics": statistics_to_json(prepared.statistics),
         "to_template": transform_to_json(prepared.to_template),
+        "ome": _describe_for_ome(scan),
     }
     return GroupContent(arrays, attributes)
 
@@ -134,6 +135,20 @@ def decode_values(array: zarr.Array[Any], stored: np.ndarray) -> np.ndarray:
     """Values of numbers read from `array`: `stored * slope + intercept` in float64, rounded once to `value_dtype`."""
     attributes: dict[str, Any] = dict(array.attrs)
     return _decode(stored, attributes["slope"], attributes["intercept"], np.dtype(attributes["value_dtype"]))
+
+
+def _describe_for_ome(scan: Scan) -> dict[str, Any]:
+    """OME-Zarr 0.5 metadata, so that its readers find the voxels and their size; it has no words for a rotation."""
+    first_mm = scan.affine[:3, 3].astype(np.float64).tolist()
+    axes: list[dict[str, str]] = [{"name": name, "type": "space", "unit": "millimeter"} for name in _AXES]
+    scale, translation = list(scan.zooms_mm), first_mm
+    if scan.is_timeseries:
+        known = scan.repetition_time_s is not None
+        axes.insert(0, {"name": "time", "type": "time", **({"unit": "second"} if known else {})})
+        scale, translation = [scan.repetition_time_s or 1.0, *scale], [0.0, *translation]
+    steps = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": translation}]
+    dataset = {"path": VOXELS, "coordinateTransformations": steps}
+    return {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [dataset]}]}
 
 
 def _stored_voxels(scan: Scan) -> tuple[np.ndarray, float, float]:

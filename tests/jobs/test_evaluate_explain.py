@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -9,6 +10,9 @@ from neuroray.jobs import evaluate, explain
 from neuroray.jobs.cli import UsageError
 from neuroray.platform.data.splits import SplitConfig
 from neuroray.storage.nifti import write_scan
+from neuroray.storage.profiles import ProfileError
+from neuroray.storage.profiles.profile import NATIVE_SHA256
+from neuroray.storage.profiles.stored import StoredProfile
 from neuroray.storage.scan import ScanError
 from neuroray.storage.store import ScanStore
 
@@ -81,3 +85,23 @@ def test_one_scan_must_be_named(finished, tmp_path):
         explain.run(explain.Args(run=run, store=str(finished.store), out=out))
     with pytest.raises(ScanError, match="no volume of this subject"):
         explain.run(explain.Args(run=run, store=str(finished.store), subject="nobody", out=out))
+
+
+def test_scans_prepared_otherwise_than_those_of_the_training_are_refused(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished.folder, run)
+    card = json.loads((run / "model/config.json").read_text())
+    elsewhere = StoredProfile(options={"name": "mni_affine", "version": 1}, sha256="ab" * 32)
+    (run / "model/config.json").write_text(json.dumps(card | {"profile": elsewhere.to_json()}))
+    with pytest.raises(ProfileError, match=r"given \d+ native.*expected mni_affine \(abababab\)"):
+        evaluate.run(evaluate.Args(run=str(run), num_resamples=10))
+    with pytest.raises(ProfileError, match=r"given 1 native.*expected mni_affine"):
+        explain.run(explain.Args(run=str(run), store=finished.store, subject="p003", out=str(tmp_path / "out")))
+
+
+def test_what_was_judged_says_how_it_was_prepared(finished, tmp_path):
+    out = tmp_path / "evaluate"
+    evaluate.run(evaluate.Args(run=str(finished.folder), out=str(out), num_resamples=10, skip_example=True))
+    text = (out / "report.json").read_text()
+    assert '"profile": "native"' in text
+    assert f'"profile_sha256": "{NATIVE_SHA256}"' in text

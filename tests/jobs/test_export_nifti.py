@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,10 @@ from nibabel.nifti1 import Nifti1Extension
 
 from neuroray.jobs import export_nifti, ingest
 from neuroray.storage.faults import StoreError
+from neuroray.storage.nifti import read_scan
+from neuroray.storage.profiles import Prepared, find_profile
 from neuroray.storage.scan import ScanError
+from neuroray.storage.store import ScanStore
 
 AFFINE = np.array([[0, 0, 2.5, -40], [-2, 0.1, 0, 50], [0.1, 3, 0, -60], [0, 0, 0, 1]])
 
@@ -76,3 +81,25 @@ def test_only_the_people_asked_for_are_written_and_the_table_says_who(source: Pa
     assert [(row["scan_id"], row["subject"], row["sex"]) for row in rows] == [("series", "series", "n/a")]
     with pytest.raises(StoreError, match="no such people"):
         export(tmp_path / "store", tmp_path / "out", subject=("nobody",))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ants") is None, reason="a store names the version of ANTs")
+def test_what_a_profile_changed_comes_out_as_values_on_the_grid_where_it_lies(source: Path, tmp_path: Path):
+    scan = read_scan(source / "scaled.nii.gz")
+    divided = dataclasses.replace(scan, voxels=(scan.voxels / 3).astype(np.float32), encoding=None)
+    resampled = dataclasses.replace(divided, affine=np.diag([4.0, 4.0, 4.0, 1.0]), source=None)
+    store = ScanStore.create(tmp_path / "store")
+    for name, changed in (("n4", divided), ("mni_affine", resampled)):
+        prepared = Prepared(scan=changed, profile=find_profile(name))
+        store.write(prepared, scan_id=name, subject="s", modality="T1w")
+    export(tmp_path / "store", tmp_path / "out")
+    for name, affine in (("n4", AFFINE), ("mni_affine", resampled.affine)):
+        image: Any = nibabel.load(tmp_path / "out" / f"{name}.nii.gz")
+        assert image.get_data_dtype() == np.float32
+        # The header keeps affines in float32.
+        np.testing.assert_allclose(image.affine, affine, atol=1e-5)
+    again: Any = nibabel.load(tmp_path / "out" / "n4.nii.gz")
+    assert again.header["descrip"].item() == b"kept"
+    np.testing.assert_array_equal(read_scan(tmp_path / "out" / "n4.nii.gz").voxels, divided.voxels)
+    rows = list(csv.DictReader((tmp_path / "out" / "scans.tsv").open(), delimiter="\t"))
+    assert {row["scan_id"]: row["profile"] for row in rows} == {"n4": "n4", "mni_affine": "mni_affine"}

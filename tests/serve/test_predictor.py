@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +17,8 @@ from neuroray.serve.predictor import Predictor, PredictorError, load_predictor, 
 from neuroray.storage.checkpoint import load_weights
 from neuroray.storage.faults import StoreError
 from neuroray.storage.nifti import read_scan
+from neuroray.storage.profiles import ProfileError, find_profile, prepare
+from neuroray.storage.profiles.stored import StoredProfile
 from neuroray.storage.scan import Scan, ScanError
 
 
@@ -153,3 +156,40 @@ def test_a_model_without_a_record_of_spacing_does_not_warn_of_it(model_folder: P
     (folder / "config.json").write_text(json.dumps(config))
     coarse = dataclasses.replace(t1, affine=t1.affine @ np.diag([1.0, 1.0, 1.1, 1.0]))
     assert load_predictor(str(folder)).predict(coarse).warnings == ()
+
+
+def test_the_answer_names_the_profile_that_the_scan_went_through(predictor: Predictor, t1: Scan) -> None:
+    answer = predictor.predict(t1)
+    assert (answer.profile, answer.profile_sha256) == ("native", find_profile("native").fingerprint())
+    assert answer.to_json()["profile_sha256"] == predictor.card.profile_sha256
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ants") is None, reason="ANTs is not installed")
+def test_a_scan_goes_through_the_profile_of_the_training(model_folder: Path, t1: Scan, tmp_path: Path) -> None:
+    profile = dataclasses.replace(find_profile("n4"), shrink_factor=2, num_iterations=(5,))
+    coarse = dataclasses.replace(
+        t1, voxels=np.ascontiguousarray(t1.voxels[::2, ::2, ::2]), affine=t1.affine @ np.diag([2.0, 2.0, 2.0, 1.0])
+    )
+    folder = with_profile(model_folder, tmp_path / "model", StoredProfile.of(profile))
+    answer = load_predictor(str(folder)).predict(coarse)
+    assert (answer.profile, answer.profile_sha256) == ("n4", profile.fingerprint())
+    plain = load_predictor(str(model_folder))
+    assert answer.probabilities == plain.predict(prepare(coarse, profile).scan).probabilities
+    assert answer.probabilities != plain.predict(coarse).probabilities
+
+
+def test_a_profile_that_cannot_be_repeated_here_is_told_at_once(model_folder: Path, tmp_path: Path) -> None:
+    elsewhere = StoredProfile(
+        options=find_profile("fmri_minimal").to_json(), sha256="ab" * 32, made_with={"nilearn": "0.1"}
+    )
+    folder = with_profile(model_folder, tmp_path / "model", elsewhere)
+    with pytest.raises(ProfileError, match=r"would not give the same result here.*nilearn 0\.1"):
+        load_predictor(str(folder))
+    assert read_model_card(str(folder)).profile == "fmri_minimal"
+
+
+def with_profile(model_folder: Path, folder: Path, profile: StoredProfile) -> Path:
+    shutil.copytree(model_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"profile": profile.to_json()}))
+    return folder

@@ -27,6 +27,7 @@ from neuroray.platform.evaluate.metrics import EvaluationError, classification_m
 from neuroray.platform.evaluate.run import RunFold, check_people, read_curves, read_folds
 from neuroray.platform.models.layers.slices import slice_positions_mm
 from neuroray.storage.features import FeatureStore
+from neuroray.storage.profiles.agreement import read_model_profile
 from neuroray.storage.records import ScanRecord
 from neuroray.storage.store import ScanStore
 
@@ -200,6 +201,8 @@ def _describe_fold(fold: RunFold, rows: Sequence[Judged], records: Mapping[str, 
             "weights_sha256": fold.card["weights"]["sha256"],
             "encoder_sha256": fold.card.get("encoder_sha256"),
             "feature_fingerprint": fold.card.get("feature_fingerprint"),
+            "profile": read_model_profile(fold.card).name,
+            "profile_sha256": read_model_profile(fold.card).sha256,
             "split_sha256": fold.split_sha256,
             "recipe": fold.recipe.get("name"),
             "recipe_seed": fold.recipe.get("seed"),

@@ -13,6 +13,7 @@ import numpy as np
 
 from neuroray.platform.data.splits import SIDES, Split
 from neuroray.platform.evaluate.metrics import EvaluationError
+from neuroray.storage.profiles.agreement import require_profile
 from neuroray.storage.records import ScanRecord
 
 _RECIPE, _SPLITS, _CARD = "config.json", "splits.json", "model/config.json"
@@ -91,8 +92,11 @@ def _read_fold(folder: Path, number: int) -> RunFold:
 def check_people(fold: RunFold, records: Mapping[str, ScanRecord]) -> None:
     """Makes sure that nobody judged was trained or selected on, by the catalogue and not by the split's own word.
 
+    Their scans must have been prepared as those of the training.
+
     Raises:
         EvaluationError: a person or a family on two sides, or scans that the catalogue does not know.
+        ProfileError: scans that were prepared otherwise than those it was trained on.
     """
     unknown = sum(scan_id not in records for side in SIDES for scan_id in fold.split.side(side))
     if unknown:
@@ -100,6 +104,7 @@ def check_people(fold: RunFold, records: Mapping[str, ScanRecord]) -> None:
             f"{unknown} scans of the split in {fold.path} are not in the store at version {fold.catalogue_version}",
             fix="name the store that the run was trained on: --store",
         )
+    require_profile((records[scan_id] for scan_id in fold.split.test), fold.card)
     for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
         for what in ("subject", "family_id"):
             both = _names(fold, first, what, records) & _names(fold, second, what, records)

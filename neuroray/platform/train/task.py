@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from neuroray.platform.data.readers import Reader
 from neuroray.platform.data.splits import Split
 from neuroray.storage.locations import Location
+from neuroray.storage.profiles.stored import StoredProfile
 from neuroray.storage.store import ScanStore
 
 Batch = Mapping[str, Any]
@@ -30,6 +31,7 @@ class Cohort:
         features: Fingerprint of the cached features that are read in place of scans; None: scans are read.
         spacing_mm: Smallest and largest voxel size along x, y, z among the training scans.
         num_frames: Of each scan, by scan id, for a model that reads windows.
+        profile: How all of the scans were prepared; native when not given.
     """
 
     store: str
@@ -38,6 +40,7 @@ class Cohort:
     features: str | None = None
     spacing_mm: tuple[tuple[float, float, float], tuple[float, float, float]]
     num_frames: Mapping[str, int] = field(default_factory=dict)
+    profile: StoredProfile = field(default_factory=lambda: StoredProfile.from_json(None))
 
     def to_json(self) -> dict[str, Any]:
         """Counts and pins, without a name: for `run.json` and for people."""
@@ -49,6 +52,7 @@ class Cohort:
             "counts": self.split.counts(),
             "left_out": len(self.split.left_out),
             "spacing_mm": [list(bound) for bound in self.spacing_mm],
+            "profile": self.profile.to_json(),
         }
 
 

@@ -4,7 +4,7 @@ from neuroray.storage.profiles.prepared import Prepared
 from neuroray.storage.profiles.profile import PROFILES, Profile, ProfileError, find_profile
 from neuroray.storage.profiles.statistics import Statistics
 from neuroray.storage.profiles.steps import Step, prepare, steps
-from neuroray.storage.profiles.transform import NativeGrid, TemplateTransform, carry_back
+from neuroray.storage.profiles.transform import NativeGrid, TemplateTransform, carry_back, lay_back
 
 __all__ = [
     "PROFILES",
@@ -17,6 +17,7 @@ __all__ = [
     "TemplateTransform",
     "carry_back",
     "find_profile",
+    "lay_back",
     "prepare",
     "steps",
 ]

@@ -30,6 +30,11 @@ class Profile(Config):
     name: str
     version: int = 1
 
+    @property
+    def changes_values(self) -> bool:
+        """Whether voxels are no longer the numbers of the file."""
+        return False
+
     def made_with(self) -> dict[str, str]:
         """What besides the options decides about the result: versions of libraries, digests of templates.
 
@@ -72,6 +77,11 @@ class BiasCorrected(Profile):
     def __post_init__(self) -> None:
         _check_bias_options(self.shrink_factor, self.num_iterations)
 
+    @property
+    def changes_values(self) -> bool:
+        """They are divided by the shading."""
+        return True
+
     def made_with(self) -> dict[str, str]:
         """The version of ANTs."""
         return {"antspyx": installed_version("antspyx")}
@@ -103,9 +113,14 @@ class TemplateAligned(Profile):
                 "mni_affine: ANTs takes a seed of 0 for the clock", given=self.seed, expected="1 or more"
             )
 
+    @property
+    def changes_values(self) -> bool:
+        """They are divided by the shading, and resampled."""
+        return True
+
     def made_with(self) -> dict[str, str]:
         """The version of ANTs, and the digest of the template's maps."""
-        # Here, for the template is read with nibabel, which a look at the profiles' names should not wait for.
+        # Here, for a look at the profiles' names should not wait for what reads and makes templates.
         from neuroray.storage.profiles.template import template_sha256
 
         return {"antspyx": installed_version("antspyx"), "template_sha256": template_sha256()}

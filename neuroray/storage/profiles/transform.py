@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Num
 from scipy import ndimage
 
-from neuroray.storage.scan import ScanError, SourceGrid
+from neuroray.storage.scan import Scan, ScanError, SourceGrid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,3 +61,9 @@ def carry_back(
     return ndimage.affine_transform(
         values.astype(np.float32), to_map, output_shape=transform.native.shape, order=1, mode="constant", cval=0.0
     )
+
+
+def lay_back(values: Num[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"], transform: TemplateTransform) -> Scan:
+    """`carry_back`, as a scan on the native grid that `write_map` lays over the file the person's scan came from."""
+    native = transform.native
+    return Scan(voxels=carry_back(values, affine, transform), affine=native.affine, source=native.source)

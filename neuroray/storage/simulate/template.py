@@ -17,7 +17,7 @@ from neuroray.errors import NeurorayError
 
 Volume = Float32[np.ndarray, "x y z"]
 
-_MAP_FILES = {kind: f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz" for kind in ("t1", "gm", "wm")}
+MAP_FILES = {kind: f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz" for kind in ("t1", "gm", "wm")}
 _WHITE_IN_T1 = 222 / 255  # mean of voxels that are all white matter in the T1 template
 _TISSUE_IN_T1 = {"grey": 166 / 222, "white": 1.0, "csf": 58 / 222}  # relative to white matter, in the T1 template
 _SHARPNESS = 1.6  # the maps are means over many people; a power > 1 brings their blurred borders closer to one person's
@@ -131,7 +131,7 @@ def forget_finest_template() -> None:
 @functools.lru_cache(maxsize=1)
 def _load_finest() -> Template:
     """The template at the 1 mm of its files."""
-    images = {kind: Nifti1Image.from_filename(find_data_file(name)) for kind, name in _MAP_FILES.items()}
+    images = {kind: Nifti1Image.from_filename(find_data_file(name)) for kind, name in MAP_FILES.items()}
     bytes_by_kind = {kind: np.asarray(image.dataobj) for kind, image in images.items()}
     brain = bytes_by_kind["t1"] > 0
     t1, grey, white = (bytes_by_kind[kind][brain].astype(np.float32) / 255 for kind in ("t1", "gm", "wm"))

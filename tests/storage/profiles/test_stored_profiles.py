@@ -91,7 +91,7 @@ def make_old_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ScanStore:
 def encode_as_before(prepared: Prepared) -> GroupContent:
     content = encode_scan(prepared)
     attributes = content._metadata["zarr.json"]["attributes"]
-    for name in ("profile", "statistics", "to_template"):
+    for name in ("profile", "statistics", "to_template", "ome"):
         del attributes[name]
     attributes["neuroray"]["version"] = 1
     return content

@@ -30,6 +30,7 @@ from neuroray.platform.train.task import Batch, Cohort, Outputs, Terms
 from neuroray.storage.checkpoint import save_weights
 from neuroray.storage.features import FeatureStore
 from neuroray.storage.locations import Location
+from neuroray.storage.profiles.agreement import find_common_profile
 from neuroray.storage.store import ScanRecord, ScanStore
 
 logger = logging.getLogger(__name__)
@@ -79,9 +80,11 @@ class DinoAtten3DTask:
 
         Raises:
             RecipeError: no such scans, classes that do not fit the model, features that are not there.
+        ProfileError: scans that were not all prepared alike.
             SplitError: too few people.
         """
         records = choose_records(store, self._recipe)
+        profile = find_common_profile(store, records)
         split = split_subjects(records, self._recipe.split, catalogue_version=store.version)
         _require_classes(split, self._recipe)
         if split.left_out:
@@ -94,6 +97,7 @@ class DinoAtten3DTask:
             split=split,
             features=features,
             spacing_mm=_spacing_range(records, split.train),
+            profile=profile,
         )
 
     def build(self) -> DinoAtten3DHead:
@@ -159,6 +163,7 @@ class DinoAtten3DTask:
             "encoder_sha256": model.encoder.hash_weights(),
             "feature_fingerprint": cohort.features,
             "spacing_mm": [list(bound) for bound in cohort.spacing_mm],
+            "profile": cohort.profile.to_json(),
         }
         save_weights(folder, model.state_dict(), described, training)
 

@@ -1,0 +1,61 @@
+"""Maps carried back from a template's grid to the native one."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from neuroray.storage.nifti import read_scan, write_map
+from neuroray.storage.profiles import NativeGrid, TemplateTransform, carry_back, lay_back
+from neuroray.storage.scan import ScanError
+
+NATIVE = np.array([[0.0, -2.0, 0.0, 40.0], [3.0, 0.0, 0.0, -30.0], [0.0, 0.0, 2.5, 7.0], [0.0, 0.0, 0.0, 1.0]])
+TO_TEMPLATE = np.array([[1.1, 0.05, 0.0, 3.0], [-0.04, 0.95, 0.1, -8.0], [0.0, -0.1, 1.05, 2.0], [0.0, 0.0, 0.0, 1.0]])
+
+
+def make_transform(affine: np.ndarray = TO_TEMPLATE) -> TemplateTransform:
+    return TemplateTransform(template="T", affine=affine, native=NativeGrid(shape=(13, 17, 11), affine=NATIVE))
+
+
+def test_every_voxel_gets_what_the_map_holds_at_its_place():
+    grid = np.diag([2.0, 2.0, 2.0, 1.0])
+    grid[:3, 3] = (-70.0, -80.0, -30.0)
+    slope = np.array([0.3, -0.2, 0.7])
+    # A map that is linear in the world is given back exactly by linear interpolation.
+    world = np.moveaxis(np.indices((80, 90, 60)), 0, -1) @ grid[:3, :3].T + grid[:3, 3]
+    back = carry_back(world @ slope, grid, make_transform())
+    native_world = np.moveaxis(np.indices((13, 17, 11)), 0, -1) @ NATIVE[:3, :3].T + NATIVE[:3, 3]
+    wanted = (native_world @ TO_TEMPLATE[:3, :3].T + TO_TEMPLATE[:3, 3]) @ slope
+    # float32 of numbers below 100.
+    np.testing.assert_allclose(back, wanted, atol=1e-4)
+
+
+def test_on_one_and_the_same_grid_nothing_changes():
+    values = np.random.default_rng(0).normal(size=(13, 17, 11)).astype(np.float32)
+    back = carry_back(values, NATIVE, make_transform(np.eye(4)))
+    np.testing.assert_allclose(back, values, atol=1e-6)  # float32
+
+
+def test_outside_the_map_there_is_nothing():
+    grid = np.diag([2.0, 2.0, 2.0, 1.0])
+    far = dataclasses.replace(make_transform(), affine=np.eye(4) + np.eye(4, k=3) * 1000)
+    assert not carry_back(np.ones((5, 6, 7)), grid, far).any()
+    with pytest.raises(ScanError, match="three axes"):
+        carry_back(np.ones((2, 5, 6, 7)), grid, far)
+
+
+def test_a_map_laid_back_lies_over_the_file_of_the_scan(tmp_path: Path):
+    voxels = np.random.default_rng(0).normal(size=(17, 13, 11)).astype(np.float32)
+    nib.save(nib.Nifti1Image(voxels, NATIVE), tmp_path / "scan.nii.gz")  # its axes are those of the world, turned
+    scan = read_scan(tmp_path / "scan.nii.gz")
+    native = NativeGrid(shape=scan.grid_shape, affine=scan.affine, source=scan.source)
+    laid = lay_back(scan.voxels, scan.affine, TemplateTransform(template="T", affine=np.eye(4), native=native))
+    write_map(laid.voxels, laid, tmp_path / "map.nii.gz")
+    written: Any = nib.load(tmp_path / "map.nii.gz")
+    np.testing.assert_allclose(written.affine, NATIVE, atol=1e-5)  # float32 in the header
+    np.testing.assert_allclose(written.get_fdata(), voxels, atol=1e-5)  # float32
