@@ -1,24 +1,25 @@
-"""Rows of a sharded array, checked and decompressed straight into the memory they are wanted in, chunks in parallel.
+"""Rows of an array, checked and decompressed straight into the memory they are wanted in, chunks in parallel.
 
 zarr-python decodes a part of a shard into arrays of its own and copies twice; for windows of hundreds of megabytes that
-costs more time and memory than the decoding. This reads the one layout that `group` writes (chunks of whole rows along
-the first axis, blosc and crc32c, the index at the shard's end) and nothing else; zarr reads whatever differs. Both give
-the same bits, and the same faults: a chunk that is missing or damaged raises.
+costs more time and memory than the decoding. This reads what `group` writes (chunks of whole rows along the first axis,
+packed by blosc, zstd or not at all, a crc32c behind each; one by one, or in shards with the index at their end) and
+nothing else; zarr reads whatever differs. Both give the same bits, and the same faults: a chunk that is missing or
+damaged raises.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import google_crc32c
 import numpy as np
-from numcodecs import blosc  # pyright: ignore[reportAttributeAccessIssue]: compiled, without a stub
+from numcodecs import blosc, zstd  # pyright: ignore[reportAttributeAccessIssue]: compiled, without stubs
 
 from neuroray.storage.faults import DamagedObjectError, MissingObjectError
 from neuroray.storage.locations import Location
@@ -40,35 +41,42 @@ class RowLayout:
         shape: Of the array.
         dtype: Little-endian, as stored.
         chunk_rows: Rows of a chunk.
-        shard_rows: Rows of a shard, a multiple of them.
+        shard_rows: Rows of an object, a multiple of them; the same where chunks are objects.
+        packing: What chunks are compressed by.
+        has_index: Whether objects are shards.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     chunk_rows: int
     shard_rows: int
+    packing: Literal["blosc", "zstd", "none"]
+    has_index: bool
 
     @classmethod
     def find(cls, metadata: Mapping[str, Any]) -> Self | None:
         """The layout that an array's `zarr.json` describes; None where it is not the one that is read here."""
         shape, codecs = tuple(metadata["shape"]), metadata["codecs"]
-        if len(codecs) != 1 or codecs[0]["name"] != "sharding_indexed" or not shape or 0 in shape:
-            return None
-        sharding = codecs[0]["configuration"]
-        chunk, shard = sharding["chunk_shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"]
-        cuts_rows_only = tuple(chunk[1:]) == tuple(shard[1:]) == shape[1:] and shard[0] % chunk[0] == 0
-        inner, index = ([codec["name"] for codec in sharding[key]] for key in ("codecs", "index_codecs"))
-        is_ours = inner == ["bytes", "blosc", "crc32c"] and index == ["bytes", "crc32c"]
-        at_end = sharding.get("index_location", "end") == "end"
-        endian = sharding["codecs"][0].get("configuration", {}).get("endian", "little")
-        keys = metadata["chunk_key_encoding"]
+        shard = chunk = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
+        has_index = codecs[0]["name"] == "sharding_indexed"
+        if has_index:
+            if len(codecs) > 1 or not _is_plain_index(codecs[0]["configuration"]):
+                return None
+            chunk, codecs = tuple(codecs[0]["configuration"]["chunk_shape"]), codecs[0]["configuration"]["codecs"]
+        packing = _find_packing(codecs)
+        cuts_rows_only = chunk[1:] == shard[1:] == shape[1:] and 0 not in shape
+        keys, data_type = metadata["chunk_key_encoding"], metadata["data_type"]
         has_slashes = keys["name"] == "default" and keys.get("configuration", {}).get("separator", "/") == "/"
-        if not (cuts_rows_only and is_ours and at_end and has_slashes and endian == "little"):
+        if packing is None or not shape or not cuts_rows_only or not has_slashes or data_type not in _DTYPES:
             return None
-        if metadata["data_type"] not in _DTYPES:
-            return None
-        dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
-        return cls(shape=shape, dtype=dtype, chunk_rows=chunk[0], shard_rows=shard[0])
+        return cls(
+            shape=shape,
+            dtype=np.dtype(data_type).newbyteorder("<"),
+            chunk_rows=chunk[0],
+            shard_rows=shard[0],
+            packing=packing,
+            has_index=has_index,
+        )
 
     @property
     def row_bytes(self) -> int:
@@ -78,6 +86,21 @@ class RowLayout:
     def shard_key(self, shard: int) -> str:
         """The object of a shard, relative to the array."""
         return "/".join(["c", str(shard), *("0" for _ in self.shape[1:])])
+
+
+def _find_packing(codecs: Sequence[Mapping[str, Any]]) -> Literal["blosc", "zstd", "none"] | None:
+    """What compresses chunks between `bytes` and `crc32c`; None for other chains."""
+    names = [codec["name"] for codec in codecs]
+    endian = codecs[0].get("configuration", {}).get("endian", "little")
+    if names[0] != "bytes" or endian != "little" or names[-1] != "crc32c" or len(names) > 3:
+        return None
+    inner = "none" if len(names) == 2 else names[1]
+    return inner if inner in ("blosc", "zstd", "none") else None
+
+
+def _is_plain_index(sharding: Mapping[str, Any]) -> bool:
+    names = [codec["name"] for codec in sharding["index_codecs"]]
+    return names == ["bytes", "crc32c"] and sharding.get("index_location", "end") == "end"
 
 
 _DTYPES: Final = (
@@ -172,6 +195,8 @@ class RowReader:
             key = self._layout.shard_key(shard)
             if key not in self._sizes_bytes:
                 raise MissingObjectError(f"{key} is not in the manifest", fix="ingest the scan again")
+            if not self._layout.has_index:
+                return np.array([[0, self._sizes_bytes[key]]], np.uint64)
             num_chunks = self._layout.shard_rows // self._layout.chunk_rows
             size, end = num_chunks * _ENTRY_BYTES + _CHECKSUM_BYTES, self._sizes_bytes[key]
             data = self._place.read_range(key, end - size, end)
@@ -183,17 +208,29 @@ class RowReader:
         """One chunk into its rows of `target`, which begins with row `start`."""
         layout, what = self._layout, f"the chunk at byte {piece.start} of {self._layout.shard_key(shard)}"
         packed = _check(data, what)
-        chunk_bytes = layout.chunk_rows * layout.row_bytes
-        if len(packed) < _BLOSC_HEADER_BYTES or int.from_bytes(packed[4:8], "little") != chunk_bytes:
-            raise DamagedObjectError(f"{what} does not hold {chunk_bytes} bytes")
         at = piece.first_row - start
         if at >= 0 and at + layout.chunk_rows <= len(target):
-            blosc.decompress(packed, target[at : at + layout.chunk_rows])
+            _decompress(packed, target[at : at + layout.chunk_rows], layout.packing, what)
             return
         rows = np.empty((layout.chunk_rows, *layout.shape[1:]), layout.dtype)
-        blosc.decompress(packed, rows)
+        _decompress(packed, rows, layout.packing, what)
         low, high = max(at, 0), min(at + layout.chunk_rows, len(target))
         target[low:high] = rows[low - at : high - at]
+
+
+def _decompress(packed: memoryview, rows: np.ndarray, packing: str, what: str) -> None:
+    """Fills `rows` with all that was packed, which has to be as much."""
+    if packing == "blosc":
+        # Bytes 4 to 7 of a blosc chunk say how many it unpacks to.
+        unpacked = int.from_bytes(packed[4:8], "little") if len(packed) >= _BLOSC_HEADER_BYTES else -1
+    else:
+        unpacked = len(packed) if packing == "none" else zstd.decompress(packed, rows).nbytes
+    if unpacked != rows.nbytes:
+        raise DamagedObjectError(f"{what} does not hold {rows.nbytes} bytes")
+    if packing == "blosc":
+        blosc.decompress(packed, rows)
+    elif packing == "none":
+        rows.reshape(-1).view(np.uint8)[:] = np.frombuffer(packed, np.uint8)
 
 
 def _check(data: memoryview, what: str) -> memoryview:

@@ -20,10 +20,11 @@ from neuroray.config import without_effect
 from neuroray.platform.data.collate import Row
 from neuroray.platform.data.plan import KeyedPermutation, ReadItem
 from neuroray.platform.data.splits import Split, SplitConfig
+from neuroray.platform.data.windows import WindowConfig
 from neuroray.platform.evaluate.metrics import classification_metrics
 from neuroray.platform.train.loop import Run, train_worker
 from neuroray.platform.train.parallel import seeded
-from neuroray.platform.train.recipe import LoopConfig, OptimConfig, Recipe, ScalingConfig
+from neuroray.platform.train.recipe import DataConfig, LoopConfig, OptimConfig, Recipe, ScalingConfig
 from neuroray.platform.train.task import Batch, Cohort, Outputs, Terms
 from neuroray.storage.locations import Location
 
@@ -34,7 +35,8 @@ NUM_CHANNELS = 6
 class ToyRecipe(Recipe):
     """A small net; with `dropout` a step draws; in its step `break_at` an attempt ends in an error.
 
-    With `kill_once`, a file that is not there yet, the second rank kills its process in that step instead, once.
+    With `kill_once`, a file that is not there yet, the second rank kills its process in that step instead, once. With
+    `record_to`, every rank writes what it learns from, step by step, into a file of its own in that folder.
     """
 
     model_name: Literal["toy"] = "toy"
@@ -42,6 +44,7 @@ class ToyRecipe(Recipe):
     dropout: float = 0.0
     break_at: int | None = without_effect(None)
     kill_once: str | None = without_effect(None)
+    record_to: str | None = without_effect(None)
 
     def task(self) -> ToyTask:
         return ToyTask(self)
@@ -88,6 +91,8 @@ class ToyTask:
     def forward(self, module: ToyNet, batch: Batch) -> Outputs:
         if module.training:
             self.num_steps += 1
+            if self.recipe.record_to is not None:
+                _record(Path(self.recipe.record_to), batch)
             if self.num_steps == self.recipe.break_at:
                 self._break()
         logits, number = module(batch["features"])
@@ -127,13 +132,28 @@ class ToyReader:
 
     def __call__(self, item: ReadItem) -> Row:
         label = int(self.split.labels[item.scan_id])
-        noise = np.random.default_rng(KeyedPermutation(2**31, item.scan_id)[0])
+        noise = np.random.default_rng(KeyedPermutation(2**31, *_key_of(item))[0])
         features = noise.normal(size=NUM_CHANNELS).astype(np.float32)
         features[0] += 1.5 * label
-        return {"features": features, "label": np.array(label)}
+        row = {"features": features, "label": np.array(label)}
+        return row if item.start is None else {**row, "window": np.array([int(item.scan_id[4:]), item.start])}
 
     def size_bytes(self, item: ReadItem) -> int:
-        return 4 * NUM_CHANNELS + 8
+        return 4 * NUM_CHANNELS + 8 + (0 if item.start is None else 16)
+
+
+def _key_of(item: ReadItem) -> tuple[str | int, ...]:
+    return (item.scan_id,) if item.start is None else (item.scan_id, item.start)
+
+
+def _record(folder: Path, batch: Batch) -> None:
+    """One line per step: the windows (number of the person, first frame) of this rank's rows."""
+    is_grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+    rank = torch.distributed.get_rank() if is_grouped else 0
+    windows = batch["window"][batch["item"] >= 0].tolist()  # without the stand-in of a rank that has no row
+    folder.mkdir(exist_ok=True)
+    with (folder / f"rank-{rank}.jsonl").open("a") as file:
+        file.write(json.dumps(windows) + "\n")
 
 
 def train_each(runs: Sequence[Run]) -> None:
@@ -154,7 +174,9 @@ def toy_cohort(num_train: int = 23, num_val: int = 9) -> Cohort:
         labels={name: str(number % 2) for number, name in enumerate(names)},
         catalogue_version=3,
     )
-    return Cohort(store="nowhere", version=3, split=split, spacing_mm=((1.0, 1.0, 1.0), (2.0, 2.0, 2.0)))
+    frames = {name: 40 + number for number, name in enumerate(names)}
+    spacing_mm = ((1.0, 1.0, 1.0), (2.0, 2.0, 2.0))
+    return Cohort(store="nowhere", version=3, split=split, spacing_mm=spacing_mm, num_frames=frames)
 
 
 def toy_run(
@@ -164,6 +186,8 @@ def toy_run(
     dropout: float = 0.0,
     break_at: int | None = None,
     kill_once: str | None = None,
+    record_to: str | None = None,
+    windows: WindowConfig | None = None,
     scaling: ScalingConfig | None = None,
     **loop: Any,
 ) -> Run:
@@ -174,6 +198,8 @@ def toy_run(
         dropout=dropout,
         break_at=break_at,
         kill_once=kill_once,
+        record_to=record_to,
+        data=DataConfig(windows=windows or WindowConfig()),
         scaling=scaling or ScalingConfig(),
         optim=OptimConfig(lr=0.05, clip_norm=1.0),
         loop=LoopConfig(**settings),

@@ -18,6 +18,7 @@ from contracts.feature_cohort import MODEL, write_feature_cohort
 
 from neuroray.jobs import train
 from neuroray.jobs.cli import UsageError
+from neuroray.platform.data.plan import PlanError
 from neuroray.platform.train.metrics_log import read_metrics
 from neuroray.platform.train.recipe import RecipeError
 from neuroray.platform.train.run_folder import read_recipe
@@ -54,6 +55,20 @@ def test_a_run_that_is_done_keeps_its_record(store: ScanStore, tmp_path: Path):
     with pytest.raises(RecipeError, match=r"optim\.lr: 0\.001 -> 0\.5"):
         train.main(command(store, tmp_path, "--optim.lr", "0.5"))
     assert (tmp_path / "run.json").read_text() == record
+
+
+def test_another_number_of_workers_is_the_same_run(store: ScanStore, tmp_path: Path):
+    train.main(command(store, tmp_path, "--workers", "0"))
+    answer = train.main(command(store, tmp_path, "--workers", "3", "--dry-run"))
+    assert answer["plans"][0]["recipe"]["scaling"]["num_workers"] == 3
+    assert train.main(command(store, tmp_path, "--scaling.cpus-per-worker", "2"))["was_finished"]
+
+
+def test_windows_that_a_model_cannot_read_are_refused_at_once(store: ScanStore, tmp_path: Path):
+    windows = ("--data.windows.sampler", "random", "--data.windows.num-frames", "20")
+    with pytest.raises(PlanError, match=r"without frames; likely fix: --data\.windows\.sampler whole"):
+        train.main(command(store, tmp_path / "run", *windows))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_dry_run_tells_sizes_and_steps_and_writes_nothing(store: ScanStore, tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec
 
 from neuroray.storage.faults import DamagedObjectError, MissingObjectError, StoreError
 from neuroray.storage.locations import Location
@@ -44,7 +45,7 @@ def open_rows(folder: Path) -> RowReader:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, np.ndarray]]:
-    """Runs of odd lengths in one shard and in several, of several types, one of constant frames."""
+    """Runs of odd lengths in one shard, in several, in none; of several types and packings; one of constant frames."""
     root, generator = tmp_path_factory.mktemp("rows"), np.random.default_rng(0)
     arrays = {
         "one-shard": (generator.integers(-900, 900, (23, 5, 7, 3)).astype(np.int16), 4, 24),
@@ -55,7 +56,19 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, n
     }
     for name, (values, chunk, shard) in arrays.items():
         write_array(root / name, values, (chunk, *values.shape[1:]), (shard, *values.shape[1:]))
-    return {name: (root / name, values) for name, (values, _, _) in arrays.items()}
+    found = {name: (root / name, values) for name, (values, _, _) in arrays.items()}
+    values, _, _ = arrays["three-shards"]
+    packings: dict[str, list[Any]] = {
+        "none": [],
+        "zstd": [zarr.codecs.ZstdCodec(level=1)],
+        "lz4": [BloscCodec(cname="lz4")],
+    }
+    for name, codecs in packings.items():
+        for shard in (None, (8, *values.shape[1:])):
+            folder = root / f"{name}-{'objects' if shard is None else 'shards'}"
+            write_array(folder, values, (2, *values.shape[1:]), shard, compressors=[*codecs, Crc32cCodec()])
+            found[folder.name] = (folder, values)
+    return found
 
 
 @given(data=st.data())
@@ -86,6 +99,20 @@ def test_rows_go_into_the_memory_that_is_given(written: dict[str, tuple[Path, np
 def test_memory_that_does_not_fit_is_refused(written: dict[str, tuple[Path, np.ndarray]], out: np.ndarray) -> None:
     with pytest.raises(ValueError, match="do not fit"):
         open_rows(written["three-shards"][0]).read(5, 14, out)
+
+
+@pytest.mark.parametrize("name", ["none-objects", "zstd-shards", "lz4-objects"])
+def test_a_flipped_bit_in_any_packing_is_an_error(
+    written: dict[str, tuple[Path, np.ndarray]], tmp_path: Path, name: str
+) -> None:
+    folder, values = written[name]
+    shutil.copytree(folder, tmp_path / "a")
+    data = bytearray((tmp_path / "a/c/0/0/0/0").read_bytes())
+    data[35] ^= 1
+    (tmp_path / "a/c/0/0/0/0").write_bytes(data)
+    with pytest.raises(DamagedObjectError, match="crc32c"):
+        open_rows(tmp_path / "a").read(0, 2)
+    assert np.array_equal(open_rows(tmp_path / "a").read(8, 23), values[8:])
 
 
 @pytest.mark.parametrize("where", ["chunk", "index", "checksum"])
@@ -149,11 +176,13 @@ def test_a_valid_chunk_of_another_size_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"chunks": (2, 3, 4, 5), "shards": None},
+        {"chunks": (2, 3, 2, 5), "shards": None},
+        {"chunks": (2, 3, 4, 5), "shards": None, "compressors": [BloscCodec()]},
         {"chunks": (2, 3, 2, 5), "shards": (12, 3, 4, 5)},
-        {"chunks": (2, 3, 4, 5), "shards": (12, 3, 4, 5), "compressors": [Crc32cCodec()]},
+        {"chunks": (2, 3, 4, 5), "shards": (12, 3, 4, 5), "compressors": [Crc32cCodec(), Crc32cCodec()]},
+        {"chunks": (2, 3, 4, 5), "shards": (12, 3, 4, 5), "compressors": [GzipCodec(), Crc32cCodec()]},
         {"chunks": (2, 3, 4, 5), "shards": (12, 3, 4, 5), "chunk_key_encoding": {"name": "v2", "separator": "."}},
-        {"chunks": (2, 3, 4, 5), "shards": (12, 3, 4, 5), "serializer": zarr.codecs.BytesCodec(endian="big")},
+        {"chunks": (2, 3, 4, 5), "shards": (12, 3, 4, 5), "serializer": BytesCodec(endian="big")},
     ],
 )
 def test_any_other_layout_is_left_to_zarr(options: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -52,11 +53,19 @@ def size_bytes(row: Mapping[str, np.ndarray]) -> int:
 
 
 def to_torch(batch: Mapping[str, np.ndarray], *, pin_memory: bool = False) -> dict[str, Tensor]:
-    """Copies a batch into tensors of its own: what Ray hands out is read-only and must be given back."""
+    """A batch as tensors of its own, with one copy at most.
+
+    Arrays that nobody else holds become tensors as they are. What Ray hands out is read-only, shared and must be given
+    back: it is copied, straight into page-locked memory where that is asked for.
+    """
     import torch  # here, because the processes that read import this module, and torch takes them seconds
 
-    tensors = {name: torch.from_numpy(np.array(values)) for name, values in batch.items()}
-    return {name: tensor.pin_memory() for name, tensor in tensors.items()} if pin_memory else tensors
+    if not pin_memory:
+        own = {name: values if values.flags.writeable else np.array(values) for name, values in batch.items()}
+        return {name: torch.from_numpy(values) for name, values in own.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
+        return {name: torch.from_numpy(np.asarray(values)).pin_memory() for name, values in batch.items()}
 
 
 def _compare(first: Row, first_item: ReadItem, row: Row, item: ReadItem) -> None:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from neuroray.platform.data.readers import Reader, ScanReader, read_step
 if TYPE_CHECKING:
     import ray.data
     from torch import Tensor
+
+    from neuroray.platform.data.source import PlanSource
 
 Feed = Literal["ray", "direct"]
 
@@ -39,6 +41,7 @@ def batch_stream(
     pin_memory: bool = False,
     read_concurrency: int = 2,
     read_cpus: float = 0.0,
+    buffer_bytes: int | None = None,
 ) -> Generator[tuple[int, dict[str, Tensor]]]:
     """One rank's part of every step of a plan, in order, each step exactly once.
 
@@ -59,6 +62,9 @@ def batch_stream(
         read_concurrency: Read tasks at a time, for this rank; "ray" only.
         read_cpus: Logical CPUs that a read task holds; "ray" only. Zero by default, because training workers may hold
             all there are: reading would wait for them, and they for it. `read_concurrency` bounds the load instead.
+        buffer_bytes: What may lie in Ray's object store for this rank: read, and not yet taken. Fewer tasks read at a
+            time, and fewer batches are made ready, where they would not fit; one batch at a time always does. None:
+            enough for all that `read_concurrency` and `prefetch` ask for. "ray" only.
 
     Yields:
         The step and its batch: what the reader gives by name, stacked, and `item`, the index into the plan's items.
@@ -77,7 +83,7 @@ def batch_stream(
     if feed == "direct":
         batches = _read_here(part, prefetch)
     else:
-        batches = _read_by_ray(part, prefetch, read_concurrency, read_cpus)
+        batches = _read_by_ray(part, prefetch, _Reading(read_concurrency, read_cpus, buffer_bytes))
     return _in_step(part, batches, pin_memory=pin_memory)
 
 
@@ -180,29 +186,34 @@ def _read_here(part: _Part, prefetch: int) -> Generator[tuple[int, Mapping[str, 
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _read_by_ray(
-    part: _Part, prefetch: int, read_concurrency: int, read_cpus: float
-) -> Generator[tuple[int, Mapping[str, np.ndarray]]]:
+class _Reading(NamedTuple):
+    """How much Ray Data may take of the machine."""
+
+    concurrency: int
+    cpus: float
+    buffer_bytes: int | None
+
+
+def _read_by_ray(part: _Part, prefetch: int, reading: _Reading) -> Generator[tuple[int, Mapping[str, np.ndarray]]]:
     """One execution of Ray Data after the other, each over so many steps that planning stays short."""
     for start in range(part.steps.start, part.steps.stop, _STEPS_PER_EXECUTION):
         stop = min(start + _STEPS_PER_EXECUTION, part.steps.stop)
-        dataset = _plan_dataset(part, range(start, stop), read_concurrency, read_cpus)
-        if dataset is None:
+        source = _plan_source(part, range(start, stop))
+        if source.num_tasks == 0:
             continue
+        dataset, ahead = _plan_dataset(source, prefetch, reading)
         try:
-            for block in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=prefetch):
+            for block in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=ahead):
                 columns = {str(name): np.asarray(values[0]) for name, values in block.items()}
                 yield int(columns.pop(STEP)), columns
         except Exception as error:
             raise unwrap_error(error) from error
 
 
-def _plan_dataset(part: _Part, steps: range, read_concurrency: int, read_cpus: float) -> ray.data.Dataset | None:
-    import ray.data
-
+def _plan_source(part: _Part, steps: range) -> PlanSource:
     from neuroray.platform.data.source import PlanSource
 
-    source = PlanSource(
+    return PlanSource(
         part.plan,
         part.reader,
         rank=part.rank,
@@ -210,13 +221,15 @@ def _plan_dataset(part: _Part, steps: range, read_concurrency: int, read_cpus: f
         start_step=steps.start,
         stop_step=steps.stop,
     )
-    if source.num_tasks == 0:
-        return None
+
+
+def _plan_dataset(source: PlanSource, prefetch: int, reading: _Reading) -> tuple[ray.data.Dataset, int]:
+    """The dataset, and how many of its blocks may be fetched ahead."""
+    import ray.data
+
+    concurrency, ahead, held = _fit_buffer(source, prefetch, reading)
     dataset = ray.data.read_datasource(
-        source,
-        num_cpus=read_cpus,
-        concurrency=min(read_concurrency, source.num_tasks),
-        override_num_blocks=source.num_tasks,
+        source, num_cpus=reading.cpus, concurrency=concurrency, override_num_blocks=source.num_tasks
     )
     context = dataset.context
     context.target_max_block_size = (
@@ -225,10 +238,22 @@ def _plan_dataset(part: _Part, steps: range, read_concurrency: int, read_cpus: f
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
-    held = max(_LEAST_BUFFER_BYTES, 4 * read_concurrency * source.largest_task_bytes)
     limits = context.execution_options.resource_limits
     context.execution_options.resource_limits = limits.copy(object_store_memory=held)
-    return dataset
+    return dataset, ahead
+
+
+def _fit_buffer(source: PlanSource, prefetch: int, reading: _Reading) -> tuple[int, int, int]:
+    """Tasks at a time, batches ahead, and the bytes that Ray Data is told to keep to."""
+    task, block = source.largest_task_bytes, source.largest_block_bytes
+    concurrency = min(reading.concurrency, source.num_tasks)
+    if reading.buffer_bytes is None:
+        return concurrency, prefetch, max(_LEAST_BUFFER_BYTES, 4 * reading.concurrency * task)
+    # In the store at once: the batch that is used, those ahead, and what tasks put there before they are held back.
+    room = reading.buffer_bytes - block
+    concurrency = max(1, min(concurrency, room // (2 * task)))
+    ahead = max(0, min(prefetch, (room - concurrency * task) // block))
+    return concurrency, ahead, max(block, room - ahead * block)
 
 
 def unwrap_error(error: BaseException) -> BaseException:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from neuroray.platform.data.collate import Row, size_bytes, stack_rows
+from neuroray.platform.data.collate import ITEM, Row, size_bytes, stack_rows
 from neuroray.platform.data.plan import PlanError, ReadItem, StepRead
 from neuroray.storage.faults import StoreError
 
@@ -27,6 +27,15 @@ class Reader(Protocol):
 
     def size_bytes(self, item: ReadItem) -> int:
         """Bytes of that row in memory, without reading it where that can be told."""
+        ...
+
+
+@runtime_checkable
+class BatchReader(Reader, Protocol):
+    """A reader that puts several items into one batch by itself, without a copy of each."""
+
+    def read_batch(self, items: Sequence[ReadItem]) -> Row:
+        """The items as arrays, along a new first axis."""
         ...
 
 
@@ -235,4 +244,6 @@ def read_step(reader: Reader, read: StepRead) -> Row:
     Raises:
         RowError: the items do not fit together.
     """
+    if isinstance(reader, BatchReader):
+        return {**reader.read_batch(read.items), ITEM: np.asarray(read.indices, dtype=np.int64)}
     return stack_rows([reader(item) for item in read.items], read.items, read.indices)

@@ -100,13 +100,14 @@ class PlanSource(_TaskSource):
         stop_step: int | None = None,
         task_bytes: int = _TASK_BYTES,
     ) -> None:
-        reads = plan_reads(plan, rank, world_size, start_step, stop_step)
+        reads = list(plan_reads(plan, rank, world_size, start_step, stop_step))
         reference = ray.put(reader)
         tasks = []
         for run in _in_runs(reads, reader, task_bytes):
             size = sum(_block_bytes(read, reader) for read in run)
             tasks.append(_Task(_block_reader(reference, run), len(run), size))
         super().__init__("Plan", tasks)
+        self.largest_block_bytes = max((_block_bytes(read, reader) for read in reads), default=0)
 
 
 class ScanSource(_TaskSource):

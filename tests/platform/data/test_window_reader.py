@@ -1,0 +1,188 @@
+"""Windows into batches: stored numbers, one array, z-scores as the formula says, on odd sizes."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from neuroray.platform.data.collate import ITEM, RowError, size_bytes, stack_rows, to_torch
+from neuroray.platform.data.dataset import batch_stream
+from neuroray.platform.data.plan import Plan, PlanConfig, PlanError, ReadItem, StepRead
+from neuroray.platform.data.readers import read_step
+from neuroray.platform.data.standardise import standardise
+from neuroray.platform.data.window_reader import WindowReader
+from neuroray.platform.data.windows import WindowConfig, choose_windows
+from neuroray.storage.faults import StoreError
+from neuroray.storage.scan import Encoding, Scan
+from neuroray.storage.store import ScanStore
+
+SLOPE, INTERCEPT = 0.5, -20.0
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> ScanStore:
+    """Three masked runs: one in int16 as it is, one scaled, one on another grid; and a volume."""
+    store = ScanStore.create(tmp_path / "runs")
+    generator = np.random.default_rng(3)
+    for name, shape in {"plain": (23, 7, 5, 9), "other-grid": (9, 6, 5, 9), "head": (7, 5, 9)}.items():
+        voxels = generator.integers(1, 900, shape).astype(np.int16)
+        voxels[..., :2] = 0
+        scan = Scan(voxels=voxels, affine=np.eye(4), repetition_time_s=0.8 if len(shape) == 4 else None)
+        store.write(scan, scan_id=name, subject=name, modality="bold")
+    stored = generator.integers(0, 900, (17, 7, 5, 9)).astype(np.int16)
+    stored[..., 3] = 40  # a value of 0
+    values = (stored.astype(np.float64) * SLOPE + INTERCEPT).astype(np.float32)
+    encoding = Encoding(dtype="int16", slope=SLOPE, intercept=INTERCEPT)
+    scan = Scan(voxels=values, affine=np.eye(4), repetition_time_s=0.8, encoding=encoding)
+    store.write(scan, scan_id="scaled", subject="scaled", modality="bold")
+    return store
+
+
+@pytest.fixture
+def statistics(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the store says of each scan."""
+    found = {
+        "plain": SimpleNamespace(mean=450.0, std=250.0, min=1.0),
+        "scaled": SimpleNamespace(mean=205.0, std=130.0, min=-20.0),
+        "other-grid": None,
+    }
+    monkeypatch.setattr(ScanStore, "read_statistics", lambda self, scan_id: found[scan_id], raising=False)
+    brain = np.zeros((7, 5, 9), bool)
+    brain[2:5, 1:4, 3:8] = True
+    monkeypatch.setattr(ScanStore, "read_mask", lambda self, scan_id: brain, raising=False)
+    return found
+
+
+def open_reader(store: ScanStore, **options: Any) -> WindowReader:
+    return WindowReader(store.uri, store.version, **options)
+
+
+def item(scan_id: str, start: int, stop: int, padding: int = 0) -> ReadItem:
+    return ReadItem(scan_id=scan_id, start=start, stop=stop, padding=padding)
+
+
+def test_a_batch_holds_stored_numbers_and_what_they_mean(runs: ScanStore, statistics: dict[str, Any]) -> None:
+    reader = open_reader(runs, labels={"plain": 1, "scaled": 0})
+    batch = reader.read_batch([item("plain", 3, 11), item("scaled", 9, 17)])
+    assert batch["voxels"].dtype == np.int16
+    values = batch["voxels"] * batch["slope"][:, None, None, None, None] + batch["intercept"][:, None, None, None, None]
+    assert np.array_equal(values[0], runs.read("plain").voxels[3:11])
+    assert np.array_equal(values[1].astype(np.float32), runs.read("scaled").voxels[9:17])
+    assert batch["slope"].tolist() == [1.0, SLOPE]
+    assert batch["mean"].tolist() == [450.0, 205.0]
+    assert batch["first_frame"].tolist() == [3, 9]
+    assert batch["label"].tolist() == [1, 0]
+    assert batch["frame_mask"].all()
+
+
+def test_a_batch_read_at_once_is_the_stack_of_its_rows(runs: ScanStore, statistics: dict[str, Any]) -> None:
+    reader = open_reader(runs, labels={"plain": 1.5, "scaled": 2.5}, with_brain=True)
+    items = [item("scaled", 0, 5), item("plain", 18, 22, padding=1), item("plain", 2, 7)]
+    at_once = read_step(reader, StepRead(0, [4, 0, 1], items))
+    stacked = stack_rows([reader(one) for one in items], items, [4, 0, 1])
+    assert at_once.keys() == stacked.keys()
+    for name, values in stacked.items():
+        assert at_once[name].dtype == values.dtype, name
+        assert np.array_equal(at_once[name], values), name
+    assert sum(map(reader.size_bytes, items)) + 8 * 3 == size_bytes(at_once)
+
+
+def test_padding_is_masked_and_zero(runs: ScanStore, statistics: dict[str, Any]) -> None:
+    batch = open_reader(runs).read_batch([item("plain", 20, 23, padding=4)])
+    assert batch["frame_mask"].tolist() == [[True] * 3 + [False] * 4]
+    assert (batch["voxels"][0, 3:] == 0).all()
+    assert np.array_equal(batch["voxels"][0, :3], runs.read("plain").voxels[20:])
+
+
+def test_z_scores_follow_the_formula_with_background_at_the_lowest(runs: ScanStore, statistics: dict[str, Any]) -> None:
+    batch = open_reader(runs).read_batch([item("plain", 0, 17), item("scaled", 0, 17)])
+    found = standardise(to_torch(batch)).numpy()
+    for index, name in enumerate(("plain", "scaled")):
+        values, known = runs.read(name).voxels[:17].astype(np.float64), statistics[name]
+        expected = np.where(values == 0, known.min - known.mean, values - known.mean) / known.std
+        # float32: the sum of two rounded numbers of up to 4
+        assert np.abs(found[index] - expected).max() < 1e-6
+    assert (found[1, ..., 3] == found[1].min()).all(), "a value of 0 is background, whatever is stored for it"
+
+
+def test_with_a_brain_mask_all_outside_is_background_and_padding_too(
+    runs: ScanStore, statistics: dict[str, Any]
+) -> None:
+    batch = open_reader(runs, with_brain=True).read_batch([item("plain", 20, 23, padding=9)])
+    scores = standardise(to_torch(batch), dtype=torch.float16)[0]
+    brain, lowest = torch.from_numpy(batch["brain"][0]), np.float16((1 - 450) / 250)
+    assert scores.dtype == torch.float16
+    assert (scores[:, ~brain] == lowest).all()
+    assert (scores[3:] == lowest).all()
+    values = torch.from_numpy(runs.read("plain").voxels[20:].astype(np.float32))[:, brain]
+    torch.testing.assert_close(scores[:3, brain], ((values - 450) / 250).half(), atol=1e-6, rtol=1e-3)  # 11 bits
+
+
+def test_a_scan_without_spread_has_no_z_scores(runs: ScanStore, statistics: dict[str, Any]) -> None:
+    statistics["plain"].std = 0.0
+    with pytest.raises(ValueError, match="without spread"):
+        standardise(to_torch(open_reader(runs).read_batch([item("plain", 0, 2)])))
+
+
+@pytest.mark.parametrize("other", [item("other-grid", 0, 8), item("plain", 0, 7)])
+def test_windows_that_do_not_fit_are_told(runs: ScanStore, statistics: dict[str, Any], other: ReadItem) -> None:
+    with pytest.raises(RowError, match=r"given int16 \(., ., 5, 9\), int16 \(8, 7, 5, 9\)"):
+        open_reader(runs).read_batch([item("plain", 0, 8), other])
+
+
+def test_what_cannot_be_read_is_told(runs: ScanStore, statistics: dict[str, Any]) -> None:
+    with pytest.raises(
+        StoreError, match=r"scan other-grid .* has no statistics; likely fix: ingest it with the profile"
+    ):
+        open_reader(runs).read_batch([item("other-grid", 0, 8)])
+    with pytest.raises(PlanError, match="head has no frames"):
+        open_reader(runs).read_batch([ReadItem(scan_id="head")])
+    with pytest.raises(PlanError, match="frames 20 to 24"):
+        open_reader(runs).read_batch([item("plain", 20, 24)])
+
+
+def test_a_pickled_reader_reads_the_same_without_statistics(runs: ScanStore) -> None:
+    reader = pickle.loads(pickle.dumps(open_reader(runs, with_statistics=False)))
+    row = reader(ReadItem(scan_id="plain"))
+    assert np.array_equal(row["voxels"], runs.read("plain").voxels)
+    assert row.keys() == {"voxels", "frame_mask", "first_frame", "slope", "intercept"}
+    assert reader.size_bytes(ReadItem(scan_id="plain")) == size_bytes(row)
+
+
+def test_a_stream_of_covering_windows_gives_every_frame_of_every_run(runs: ScanStore) -> None:
+    counts = {"plain": 23, "scaled": 17}
+    config = WindowConfig(sampler="cover", num_frames=5, tail="pad")
+    plan = Plan(
+        items=choose_windows(tuple(counts), counts, config), config=PlanConfig(batch_size=3, sampling="in_order")
+    )
+    frames: dict[str, list[np.ndarray]] = {"plain": [], "scaled": []}
+    for rank in range(2):
+        for _, batch in batch_stream(
+            plan, open_reader(runs, with_statistics=False), rank=rank, world_size=2, feed="direct"
+        ):
+            for index, window, mask in zip(batch[ITEM], batch["voxels"], batch["frame_mask"], strict=True):
+                one = plan.item(int(index), 0)
+                frames[one.scan_id].append((one.start, window[mask].numpy()))
+    for name, found in frames.items():
+        joined = np.concatenate([window for _, window in sorted(found, key=lambda pair: pair[0])])
+        stored = runs.read_stored(name, 0, counts[name]).frames
+        assert np.array_equal(joined, stored)
+
+
+@pytest.mark.ray
+def test_windows_through_ray_are_the_same_bytes(runs: ScanStore, ray_session: Any) -> None:
+    counts = {"plain": 23, "scaled": 17}
+    config = WindowConfig(sampler="random", num_frames=6, per_scan=3)
+    plan = Plan(items=choose_windows(tuple(counts), counts, config), config=PlanConfig(batch_size=4), num_epochs=2)
+    reader = open_reader(runs, with_statistics=False)
+    by_ray, direct = (list(batch_stream(plan, reader, feed=feed)) for feed in ("ray", "direct"))
+    assert [step for step, _ in by_ray] == [step for step, _ in direct] == list(range(4))
+    for (_, one), (_, other) in zip(by_ray, direct, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
