@@ -15,7 +15,7 @@ BENCH  ?=
 export RAY_USAGE_STATS_ENABLED := 0
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 
-.PHONY: help demo test test-gpu check bench constraints readme clean
+.PHONY: help demo test test-gpu check bench bench-data constraints readme clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make test    all tests that run without a GPU"
 	@echo "make test-gpu  the kernels' and models' contract suites on a GPU; PYTHON=python3 takes that one's torch, triton, pytest"
 	@echo "make bench   kernels against their peers on this machine, into docs/benchmarks (BENCH=options)"
+	@echo "make bench-data  windows, streams and ingest against their peers on this machine, into docs/benchmarks (BENCH=options)"
 	@echo "make check   formatting, lint, types, layers"
 	@echo "make clean   remove the environment and caches"
 
@@ -42,6 +43,9 @@ test-gpu: $(if $(PYTHON),,$(STAMP))
 bench: $(if $(PYTHON),,$(STAMP))
 	@$(if $(PYTHON),,$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev,bench]')
 	@$(if $(PYTHON),$(PYTHON),$(BIN)/python) -m neuroray.kernels.benchmark $(BENCH)
+
+bench-data: $(STAMP)
+	@$(BIN)/python -m neuroray.platform.data.benchmark $(BENCH)
 
 check: $(STAMP)
 	@$(BIN)/ruff check .

@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from neuroray.platform.data.collate import RowError
-from neuroray.platform.data.dataset import batch_stream
+from neuroray.platform.data.dataset import _fit_buffer, _Reading, batch_stream
 from neuroray.platform.data.plan import Plan, PlanConfig, PlanError, ReadItem
 from neuroray.storage.faults import StoreError
 
 MakeReader = Callable[..., Any]
+MIB = 2**20
 
 
 def make_plan(count: int = 21, batch_size: int = 4, num_epochs: int = 2, **config: Any) -> Plan:
@@ -163,3 +165,22 @@ def test_an_error_in_a_read_task_arrives_as_itself(ray_session: Any, make_reader
         read_all(plan, make_reader(faults={"scan-6": fault}))
     with pytest.raises(RowError, match="features of scan-6 does not fit scan-4"):
         read_all(plan, make_reader(ragged=("scan-6",)))
+
+
+@pytest.mark.parametrize(
+    ("buffer_mib", "expected"),
+    [
+        (None, (4, 2, 320)),  # four tasks at a time, twice over and twice more
+        (200, (4, 2, 140)),  # one batch in use, two ahead, the rest for tasks
+        (100, (2, 2, 40)),
+        (50, (1, 0, 30)),
+        (1, (1, 0, 20)),  # a batch at a time always flows
+    ],
+)
+def test_tasks_and_batches_ahead_are_fitted_into_the_buffer(
+    buffer_mib: int | None, expected: tuple[int, int, int]
+) -> None:
+    source: Any = SimpleNamespace(largest_task_bytes=20 * MIB, largest_block_bytes=20 * MIB, num_tasks=9)
+    buffer_bytes = None if buffer_mib is None else buffer_mib * MIB
+    concurrency, ahead, held = _fit_buffer(source, 2, _Reading(4, 0.0, buffer_bytes))
+    assert (concurrency, ahead, held // MIB) == expected

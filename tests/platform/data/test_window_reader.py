@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -45,18 +44,12 @@ def runs(tmp_path: Path) -> ScanStore:
 
 
 @pytest.fixture
-def statistics(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the store says of each scan."""
-    found = {
-        "plain": SimpleNamespace(mean=450.0, std=250.0, min=1.0),
-        "scaled": SimpleNamespace(mean=205.0, std=130.0, min=-20.0),
-        "other-grid": None,
-    }
-    monkeypatch.setattr(ScanStore, "read_statistics", lambda self, scan_id: found[scan_id], raising=False)
-    brain = np.zeros((7, 5, 9), bool)
-    brain[2:5, 1:4, 3:8] = True
-    monkeypatch.setattr(ScanStore, "read_mask", lambda self, scan_id: brain, raising=False)
-    return found
+def brain(monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """A mask that is not what is above 0, given by the store for every scan."""
+    mask = np.zeros((7, 5, 9), bool)
+    mask[2:5, 1:4, 3:8] = True
+    monkeypatch.setattr(ScanStore, "read_mask", lambda self, scan_id: mask)
+    return mask
 
 
 def open_reader(store: ScanStore, **options: Any) -> WindowReader:
@@ -67,7 +60,7 @@ def item(scan_id: str, start: int, stop: int, padding: int = 0) -> ReadItem:
     return ReadItem(scan_id=scan_id, start=start, stop=stop, padding=padding)
 
 
-def test_a_batch_holds_stored_numbers_and_what_they_mean(runs: ScanStore, statistics: dict[str, Any]) -> None:
+def test_a_batch_holds_stored_numbers_and_what_they_mean(runs: ScanStore) -> None:
     reader = open_reader(runs, labels={"plain": 1, "scaled": 0})
     batch = reader.read_batch([item("plain", 3, 11), item("scaled", 9, 17)])
     assert batch["voxels"].dtype == np.int16
@@ -75,13 +68,16 @@ def test_a_batch_holds_stored_numbers_and_what_they_mean(runs: ScanStore, statis
     assert np.array_equal(values[0], runs.read("plain").voxels[3:11])
     assert np.array_equal(values[1].astype(np.float32), runs.read("scaled").voxels[9:17])
     assert batch["slope"].tolist() == [1.0, SLOPE]
-    assert batch["mean"].tolist() == [450.0, 205.0]
+    known = [runs.read_statistics(name) for name in ("plain", "scaled")]
+    assert batch["mean"].tolist() == [one.mean for one in known if one]
+    assert batch["std"].tolist() == [one.std for one in known if one]
+    assert batch["minimum"].tolist() == [one.min for one in known if one]
     assert batch["first_frame"].tolist() == [3, 9]
     assert batch["label"].tolist() == [1, 0]
     assert batch["frame_mask"].all()
 
 
-def test_a_batch_read_at_once_is_the_stack_of_its_rows(runs: ScanStore, statistics: dict[str, Any]) -> None:
+def test_a_batch_read_at_once_is_the_stack_of_its_rows(runs: ScanStore, brain: np.ndarray) -> None:
     reader = open_reader(runs, labels={"plain": 1.5, "scaled": 2.5}, with_brain=True)
     items = [item("scaled", 0, 5), item("plain", 18, 22, padding=1), item("plain", 2, 7)]
     at_once = read_step(reader, StepRead(0, [4, 0, 1], items))
@@ -93,50 +89,55 @@ def test_a_batch_read_at_once_is_the_stack_of_its_rows(runs: ScanStore, statisti
     assert sum(map(reader.size_bytes, items)) + 8 * 3 == size_bytes(at_once)
 
 
-def test_padding_is_masked_and_zero(runs: ScanStore, statistics: dict[str, Any]) -> None:
+def test_padding_is_masked_and_zero(runs: ScanStore) -> None:
     batch = open_reader(runs).read_batch([item("plain", 20, 23, padding=4)])
     assert batch["frame_mask"].tolist() == [[True] * 3 + [False] * 4]
     assert (batch["voxels"][0, 3:] == 0).all()
     assert np.array_equal(batch["voxels"][0, :3], runs.read("plain").voxels[20:])
 
 
-def test_z_scores_follow_the_formula_with_background_at_the_lowest(runs: ScanStore, statistics: dict[str, Any]) -> None:
+def test_z_scores_follow_the_formula_with_background_at_the_lowest(runs: ScanStore) -> None:
     batch = open_reader(runs).read_batch([item("plain", 0, 17), item("scaled", 0, 17)])
     found = standardise(to_torch(batch)).numpy()
     for index, name in enumerate(("plain", "scaled")):
-        values, known = runs.read(name).voxels[:17].astype(np.float64), statistics[name]
+        values, known = runs.read(name).voxels[:17].astype(np.float64), runs.read_statistics(name)
+        assert known is not None
         expected = np.where(values == 0, known.min - known.mean, values - known.mean) / known.std
         # float32: the sum of two rounded numbers of up to 4
         assert np.abs(found[index] - expected).max() < 1e-6
     assert (found[1, ..., 3] == found[1].min()).all(), "a value of 0 is background, whatever is stored for it"
 
 
-def test_with_a_brain_mask_all_outside_is_background_and_padding_too(
-    runs: ScanStore, statistics: dict[str, Any]
-) -> None:
+def test_with_a_brain_mask_all_outside_is_background_and_padding_too(runs: ScanStore, brain: np.ndarray) -> None:
     batch = open_reader(runs, with_brain=True).read_batch([item("plain", 20, 23, padding=9)])
-    scores = standardise(to_torch(batch), dtype=torch.float16)[0]
-    brain, lowest = torch.from_numpy(batch["brain"][0]), np.float16((1 - 450) / 250)
+    scores, inside = standardise(to_torch(batch), dtype=torch.float16)[0], torch.from_numpy(brain)
+    known = runs.read_statistics("plain")
+    assert known is not None
+    lowest = np.float16((known.min - known.mean) / known.std)
     assert scores.dtype == torch.float16
-    assert (scores[:, ~brain] == lowest).all()
+    assert (scores[:, ~inside] == lowest).all()
     assert (scores[3:] == lowest).all()
-    values = torch.from_numpy(runs.read("plain").voxels[20:].astype(np.float32))[:, brain]
-    torch.testing.assert_close(scores[:3, brain], ((values - 450) / 250).half(), atol=1e-6, rtol=1e-3)  # 11 bits
+    values = torch.from_numpy(runs.read("plain").voxels[20:].astype(np.float32))[:, inside]
+    expected = ((values - known.mean) / known.std).half()
+    torch.testing.assert_close(scores[:3, inside], expected, atol=1e-6, rtol=1e-3)  # 11 bits
 
 
-def test_a_scan_without_spread_has_no_z_scores(runs: ScanStore, statistics: dict[str, Any]) -> None:
-    statistics["plain"].std = 0.0
+def test_a_scan_without_spread_has_no_z_scores(runs: ScanStore) -> None:
+    batch = to_torch(open_reader(runs).read_batch([item("plain", 0, 2)]))
     with pytest.raises(ValueError, match="without spread"):
-        standardise(to_torch(open_reader(runs).read_batch([item("plain", 0, 2)])))
+        standardise({**batch, "std": torch.zeros_like(batch["std"])})
 
 
 @pytest.mark.parametrize("other", [item("other-grid", 0, 8), item("plain", 0, 7)])
-def test_windows_that_do_not_fit_are_told(runs: ScanStore, statistics: dict[str, Any], other: ReadItem) -> None:
+def test_windows_that_do_not_fit_are_told(runs: ScanStore, other: ReadItem) -> None:
     with pytest.raises(RowError, match=r"given int16 \(., ., 5, 9\), int16 \(8, 7, 5, 9\)"):
         open_reader(runs).read_batch([item("plain", 0, 8), other])
 
 
-def test_what_cannot_be_read_is_told(runs: ScanStore, statistics: dict[str, Any]) -> None:
+def test_what_cannot_be_read_is_told(runs: ScanStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StoreError, match=r"scan plain .* has no brain mask"):
+        open_reader(runs, with_brain=True).read_batch([item("plain", 0, 8)])
+    monkeypatch.setattr(ScanStore, "read_statistics", lambda self, scan_id: None)
     with pytest.raises(
         StoreError, match=r"scan other-grid .* has no statistics; likely fix: ingest it with the profile"
     ):
