@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -19,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import nibabel as nib
 import numpy as np
@@ -53,11 +52,14 @@ class Args:
     copies: int = 6
     """T1 and BOLD files for the comparison of one worker with two: so many of each."""
 
+    without_workers: bool = False
+    """Leave out the comparison of workers, which needs two cores for itself."""
+
     quick: bool = False
     """Tiny files: whether it runs, not how fast."""
 
-    memory_of: Annotated[str | None, tyro.conf.Suppress] = None
-    """Internal: ingest this file and print what memory it took."""
+    memory_of: str | None = None
+    """Only ingest this file, and print the peak of memory over the size of its decoded voxels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +86,8 @@ def main(arguments: list[str] | None = None) -> None:
         folder = Path(name)
         files = make_files(folder / "files", quick=args.quick)
         rows = measure_ingest(files, folder, rounds=args.rounds)
-        rows.append(measure_workers(files, folder, rounds=max(3, args.rounds // 3), copies=args.copies))
+        if not args.without_workers:
+            rows.append(measure_workers(files, folder, rounds=max(3, args.rounds // 3), copies=args.copies))
         memory = {path.name: _measure_memory(path) for path in files}
     text = _write_table(rows, memory)
     if args.out is None:
@@ -237,10 +240,18 @@ def _peak_over_decoded(path: Path) -> float:
         small = Path(folder) / "warm_T1w.nii"
         nib.save(nib.Nifti1Image(np.arange(8 * 9 * 7, dtype=np.int16).reshape(8, 9, 7), np.eye(4)), small)  # type: ignore[attr-defined]
         _record(_graphs(small, store)[0])  # everything is imported and every pool is there
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        record = _record(_graphs(path, store)[0])
-        taken_bytes = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        [graph] = _graphs(path, store)
+        # The peak that getrusage tells is inherited from whoever started this process; the kernel's own can be reset.
+        Path("/proc/self/clear_refs").write_text("5")
+        before_bytes = _peak_bytes()
+        record = _record(graph)
+        taken_bytes = _peak_bytes() - before_bytes
     return taken_bytes / (float(np.prod(record.shape)) * np.dtype(record.dtype).itemsize)
+
+
+def _peak_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def _write_table(rows: list[Row], memory: dict[str, float]) -> str:

@@ -54,7 +54,7 @@ class Args:
     """Take only files with such a name, e.g. "*space-MNI152NLin2009cAsym*desc-preproc_bold*"."""
 
     max_gib: float = 2.0
-    """Refuse scans that would take more memory than this once decoded."""
+    """Refuse scans that would take more memory than this once decoded; a worker's peak is up to 2.5 times as much."""
 
     scheduler: Scheduler = "auto"
     """Where the work is done: "local" in this process, "ray" on a cluster. "auto" takes Ray where it is connected
