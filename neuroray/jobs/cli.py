@@ -24,6 +24,7 @@ JOBS = {
     "ingest": "bring scans into a store",
     "inspect": "show what a store or a scan file holds",
     "stats": "count a store's people, scans, ages, labels and grids",
+    "qc": "measure every scan and show who stands apart",
     "verify": "read every byte of a store and check it",
     "remove": "withdraw people from a store, from all of its versions",
     "extract": "compute and cache slice features",

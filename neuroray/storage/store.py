@@ -350,13 +350,18 @@ class ScanStore:
             StoreError: no such scan, or the store cannot be reached.
         """
         snapshot = self._snapshot()
-        faults = []
-        for scan_id in [record.scan_id for record in snapshot.records] if scan_ids is None else scan_ids:
-            record = snapshot.find(scan_id) or self.record(scan_id)
-            if not snapshot.is_intact(scan_id):
-                faults.append(Fault(scan_id=scan_id, object=_CATALOGUE, problem="the scan's row has changed (SHA-256)"))
-            faults += verify_group(self.location, record.path, record.manifest_sha256, scan_id=scan_id)
+        records = snapshot.records if scan_ids is None else [snapshot.find(one) or self.record(one) for one in scan_ids]
+        faults = self.verify_rows([record.scan_id for record in records])
+        for record in records:
+            faults += verify_group(self.location, record.path, record.manifest_sha256, scan_id=record.scan_id)
         return faults
+
+    def verify_rows(self, scan_ids: Sequence[str]) -> list[Fault]:
+        """Lists scans whose row in the catalogue is not what was written; reads no scan."""
+        snapshot = self._snapshot()
+        changed = [scan_id for scan_id in scan_ids if not snapshot.is_intact(scan_id)]
+        problem = "the scan's row has changed (SHA-256)"
+        return [Fault(scan_id=scan_id, object=_CATALOGUE, problem=problem) for scan_id in changed]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"location": self.location, "version": self._pinned}

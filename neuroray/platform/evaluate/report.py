@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from neuroray.platform.evaluate.evidence import Evaluation
 from neuroray.platform.evaluate.intervals import Estimate
 from neuroray.platform.evaluate.metrics import Metric, metric_table
 from neuroray.platform.evaluate.page import describe_page
+from neuroray.platform.evaluate.templates import open_template
 
 FORMAT = 1
 
@@ -120,12 +120,9 @@ def describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
 
 def render_page(evaluation: Evaluation, *, example: Example | None = None) -> str:
     """The page as text."""
-    loader = PackageLoader("neuroray.platform.evaluate", ".")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     picture = None if example is None else (example.png, example.title, example.caption)
-    return environment.get_template("report.html.j2").render(page=describe_page(evaluation, picture))
+    template = open_template("neuroray.platform.evaluate", "report.html.j2")
+    return template.render(page=describe_page(evaluation, picture))
 
 
 def _describe(metric: Metric, found: Estimate) -> dict[str, Any]:
