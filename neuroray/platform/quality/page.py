@@ -255,8 +255,8 @@ _METHODS = (
     "told where more than half have another.",
     "Pictures share one window within a group: from 0 to the median of the scans' 99.5th percentiles inside. The "
     "person's left is on the left. Slices lie at fixed depths under the top of the head, so that they compare.",
-    "Faces: what lies in front of 58 % of the head's length and below a plane that rises from 84 mm under the top of "
-    "the head there to 36 mm at its front is never drawn, no slice is the midline, and nothing is drawn of a scan "
+    "Faces: what lies in front of 58 % of the head's length and below a plane that rises from 80 mm under the top of "
+    "the head there to 34 mm at its front is never drawn, no slice is the midline, and nothing is drawn of a scan "
     "whose header does not say how it lies.",
     "Head and air are found by half of Otsu's threshold, the largest part, holes filled; air begins 8 mm away.",
 )

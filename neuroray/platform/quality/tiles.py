@@ -2,10 +2,10 @@
 
 No picture may tell whose head it is. Whole heads keep their faces, so what lies in front and low is never drawn: all
 in front of 58 % of the head's length (counted from the back, behind the orbits) and below a plane that rises from
-84 mm under the top of the head there to 36 mm at its front, over the brows of a head that looks up by 20 degrees. Of the rest no
-slice is a midline profile, and none goes below the skull base. Where the top of the head lies outside the image, depth
-cannot be told: then all in front is left out. Where the header does not say how the scan lies, nothing is drawn. A scan
-with a stored brain mask is shown inside the mask alone.
+80 mm under the top of the head there to 34 mm at its front, over the brows of a head that looks up by 15 degrees. Of
+the rest no slice is a midline profile, and none goes below the skull base. Where the top of the head lies outside the
+image, depth cannot be told: then all in front is left out. Where the header does not say how the scan lies, nothing is
+drawn. A scan with a stored brain mask is shown inside the mask alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from neuroray.platform.quality.intensity import touch_fraction
 Plane = Literal["axial", "coronal", "sagittal"]
 AXES: Final[dict[Plane, int]] = {"sagittal": 0, "coronal": 1, "axial": 2}
 
-_DEPTH_BEHIND_MM, _DEPTH_IN_FRONT_MM, _SKULL_BASE_DEPTH_MM = 84.0, 36.0, 150.0
+_DEPTH_BEHIND_MM, _DEPTH_IN_FRONT_MM, _SKULL_BASE_DEPTH_MM = 80.0, 34.0, 150.0
 # Of the largest area of a plane: pillows and noise are not the head's end.
 _SMALLEST_AREA = 0.02
 # Of a head's length from the back; and never nearer to its front than this, for a head whose back is cut off.
