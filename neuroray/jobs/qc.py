@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import functools
 import json
+import math
 import os
 import shlex
 from collections.abc import Generator, Sequence
@@ -56,7 +57,7 @@ class Args:
     the other in this process."""
 
     skip_motion: bool = False
-    """Do not estimate the motion of runs, which takes by far the most time."""
+    """Do not estimate the motion of runs, which takes most of their time."""
 
     pictures: int = 200
     """Scans with a picture on the page, those to look at first before the others: 1,000 make it 40 MB."""
@@ -121,7 +122,7 @@ def _run(args: Args, store: ScanStore, records: list[ScanRecord], out: Path) -> 
         for scan_id, reason in progress(results, total=len(waiting), label="qc"):
             failed += [{"scan_id": scan_id, "reason": reason}] if reason else []
     found = [(record, load_quality(cache / _file_of(record, args))) for record in records]
-    # Two scans with the same voxels share a file.
+    # Two scans with the same content share a file.
     pairs = [(record, dataclasses.replace(one, scan_id=record.scan_id)) for record, one in found if one is not None]
     cohort = compare_scans(pairs)
     facts = _facts(args, store, sorted(failed, key=lambda one: one["scan_id"]))
@@ -149,7 +150,7 @@ def _choose(args: Args, store: ScanStore) -> list[ScanRecord]:
 
 
 def _file_of(record: ScanRecord, args: Args) -> str:
-    return file_name(record.voxels_sha256, with_motion=len(record.shape) == 4 and not args.skip_motion)
+    return file_name(record.manifest_sha256, with_motion=len(record.shape) == 4 and not args.skip_motion)
 
 
 def _forget_others(cache: Path, records: Sequence[ScanRecord], args: Args) -> None:
@@ -181,8 +182,6 @@ def _examine_by_ray(work: Any, records: list[ScanRecord], num_tasks: int) -> Gen
 
 def _examine(store: ScanStore, record: ScanRecord, *, with_motion: bool) -> _Found:
     """The examination, or why there is none: a scan that cannot be read stops no other."""
-    # One scan, one core; and ANTs' answer depends on how many threads add up its sums.
-    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
     try:
         return record, examine_scan(store, record, with_motion=with_motion)
     except StoreError as error:
@@ -282,5 +281,5 @@ def _describe_scan(scan: Examined) -> dict[str, Any]:
     }
 
 
-def _round(values: Any) -> list[float]:
-    return [round(float(value), 4) for value in values]
+def _round(values: Any) -> list[float | None]:
+    return [round(float(value), 4) if math.isfinite(value) else None for value in values]

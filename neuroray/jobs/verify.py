@@ -21,9 +21,10 @@ from neuroray.jobs.ray_session import ensure_ray
 from neuroray.jobs.run_record import record_answer
 from neuroray.jobs.spread import is_on_cluster, spread_over_ray, spread_over_threads
 from neuroray.storage.faults import Fault, StoreError
+from neuroray.storage.features import read_feature_catalogues
 from neuroray.storage.locations import Location
 from neuroray.storage.orphans import Orphan, find_orphans
-from neuroray.storage.store import ScanRecord, ScanStore
+from neuroray.storage.store import ScanStore
 from neuroray.storage.verify import verify_group
 
 _JOURNAL = "verify_progress.jsonl"
@@ -34,7 +35,7 @@ _MOST_UNREACHED = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Args:
-    """Reads every object of every scan: sizes, checksums, decoded voxels. Exit code 1 when anything is wrong."""
+    """Reads every object of all scans and features: sizes, checksums, decoded numbers. Exit code 1 if any is wrong."""
 
     store: Annotated[str, tyro.conf.Positional]
     """A store: a folder or s3://bucket/prefix."""
@@ -64,9 +65,10 @@ class Answer:
 
     Attributes:
         num_scans: Scans of this catalogue version.
-        num_known: Those of them that an earlier run found whole, and that were not read again.
+        num_feature_sets: Of all encoders, for these scans and for older versions of them.
+        num_known: Scans and feature sets that an earlier run found whole, and that were not read again.
         oldest_check: When the first of these was read; None where none is.
-        size_bytes: Of all scans.
+        size_bytes: Of all of them.
         faults: What is not as it was written.
         unreached: Scans that could not be read through, and why: nothing can be said of them.
         orphans: What no catalogue version refers to; None where it was not asked for.
@@ -77,6 +79,7 @@ class Answer:
     num_scans: int
     size_bytes: int
     faults: tuple[dict[str, str], ...]
+    num_feature_sets: int = 0
     num_known: int = 0
     oldest_check: str | None = None
     unreached: tuple[dict[str, str], ...] = ()
@@ -103,7 +106,8 @@ class Answer:
     def headline(self) -> str:
         """In one line."""
         size = f"{self.size_bytes / 1e6:.1f} MB"
-        checked = f"{self.num_scans} scans, {size}, catalogue version {self.catalogue_version}"
+        features = f", {self.num_feature_sets} feature sets" if self.num_feature_sets else ""
+        checked = f"{self.num_scans} scans{features}, {size}, catalogue version {self.catalogue_version}"
         known = (
             f" ({self.num_known} of them read by an earlier run, since {self.oldest_check})" if self.num_known else ""
         )
@@ -126,11 +130,15 @@ def run(args: Args) -> Answer:
 def _verify(args: Args) -> Answer:
     store = ScanStore(args.store, version=args.version)
     records, version = store.records(), store.version
+    groups = [
+        _Group(scan_id=one.scan_id, folder="", path=one.path, manifest_sha256=one.manifest_sha256) for one in records
+    ]
+    features, faults, unreached = _list_features(store.location)
+    groups += [group for group, _ in features]
     journal = _Journal(None if args.out is None else Path(args.out, _JOURNAL), store.uri)
     known = {} if args.again else journal.read()
-    waiting = [record for record in records if record.manifest_sha256 not in known]
-    faults = store.verify_rows([record.scan_id for record in records])
-    unreached: list[dict[str, str]] = []
+    waiting = [group for group in groups if group.manifest_sha256 not in known]
+    faults += store.verify_rows([record.scan_id for record in records])
     num_in_a_row = 0
     with closing(_spread(args, store.location, waiting)) as results:
         for result in progress(results, total=len(waiting), label="verify"):
@@ -142,12 +150,13 @@ def _verify(args: Args) -> Answer:
             num_in_a_row = 0 if result.error is None else num_in_a_row + 1
             if result.error is not None and num_in_a_row == _MOST_UNREACHED:
                 raise result.error
-    checks = [known[record.manifest_sha256] for record in records if record.manifest_sha256 in known]
+    checks = [known[group.manifest_sha256] for group in groups if group.manifest_sha256 in known]
     return Answer(
         store=store.uri,
         catalogue_version=version,
         num_scans=len(records),
-        size_bytes=sum(record.size_bytes for record in records),
+        num_feature_sets=len(features),
+        size_bytes=sum(record.size_bytes for record in records) + sum(size for _, size in features),
         faults=tuple(dataclasses.asdict(fault) for fault in sorted(faults, key=lambda fault: fault.object)),
         num_known=len(checks),
         oldest_check=min(checks, default=None),
@@ -164,11 +173,36 @@ class _Result:
     error: StoreError | None = None
 
 
-def _spread(args: Args, location: Location, records: list[ScanRecord]) -> Generator[_Result]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Group:
+    """Only what a check needs travels: a record also carries labels."""
+
+    scan_id: str
+    folder: str
+    path: str
+    manifest_sha256: str
+
+
+def _list_features(location: Location) -> tuple[list[tuple[_Group, int]], list[Fault], list[dict[str, str]]]:
+    """Every feature set with its size in bytes, rows that have changed, and catalogues that cannot be read."""
+    try:
+        catalogues = read_feature_catalogues(location)
+    except StoreError as error:
+        return [], [], [{"scan_id": "features", "reason": str(error)}]
+    found, faults = [], []
+    for folder, snapshot in catalogues.items():
+        for one in snapshot.records:
+            group = _Group(scan_id=one.scan_id, folder=folder, path=one.path, manifest_sha256=one.manifest_sha256)
+            found.append((group, one.size_bytes))
+            if not snapshot.is_intact(one.key):
+                problem = "the row of a feature set has changed (SHA-256)"
+                faults.append(Fault(scan_id=one.scan_id, object=f"{folder}/catalogue", problem=problem))
+    return found, faults, []
+
+
+def _spread(args: Args, location: Location, groups: list[_Group]) -> Generator[_Result]:
     num_workers = args.workers or os.cpu_count() or 1
     work = functools.partial(_check, location)
-    # Only what a check needs travels: a record also carries labels.
-    groups = [(record.scan_id, record.path, record.manifest_sha256) for record in records]
     if not is_on_cluster():
         yield from spread_over_threads(work, groups, num_threads=num_workers)
         return
@@ -176,13 +210,15 @@ def _spread(args: Args, location: Location, records: list[ScanRecord]) -> Genera
         yield from spread_over_ray(work, groups, num_tasks=num_workers)
 
 
-def _check(location: Location, group: tuple[str, str, str]) -> _Result:
-    scan_id, path, manifest_sha256 = group
-    about = {"scan_id": scan_id, "manifest_sha256": manifest_sha256}
+def _check(location: Location, group: _Group) -> _Result:
+    about: dict[str, Any] = {"scan_id": group.scan_id, "manifest_sha256": group.manifest_sha256}
+    place = location.child(group.folder) if group.folder else location
     try:
-        return _Result(**about, faults=tuple(verify_group(location, path, manifest_sha256, scan_id=scan_id)))
+        faults = verify_group(place, group.path, group.manifest_sha256, scan_id=group.scan_id)
     except StoreError as error:
         return _Result(**about, error=error)
+    prefix = f"{group.folder}/" if group.folder else ""
+    return _Result(**about, faults=tuple(dataclasses.replace(fault, object=prefix + fault.object) for fault in faults))
 
 
 def _list_orphans(location: Location) -> tuple[dict[str, Any], ...]:

@@ -13,13 +13,15 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float32, Int
 
-from neuroray.storage.catalogue import Catalogue, utc_now
+from neuroray.storage.catalogue import Catalogue, Snapshot, utc_now
 from neuroray.storage.faults import MissingObjectError, ObjectExistsError, StoreError
 from neuroray.storage.group import ArrayContent, GroupContent
 from neuroray.storage.group_reader import GroupReader
+from neuroray.storage.locations import Location
 from neuroray.storage.records import ScanRecord
 from neuroray.storage.store import ScanStore
 
+_FOLDER: Final = "features"
 _MARK: Final = "features.json"
 _CATALOGUE: Final = "catalogue"
 _VERSION: Final = 1
@@ -113,10 +115,8 @@ class FeatureStore:
         self.store = store
         self.fingerprint = fingerprint
         self._description = description or {}
-        self._location = store.location.child("features", fingerprint[:16])
-        self._catalogue = Catalogue(
-            self._location.child(_CATALOGUE), FeatureRecord, _COLUMNS, keys=("scan_id", "voxels_sha256")
-        )
+        self._location = store.location.child(_FOLDER, fingerprint[:16])
+        self._catalogue = _open_catalogue(self._location)
         self._reader = GroupReader(self._location)
         self._begun = self._check_mark()
 
@@ -215,6 +215,28 @@ class FeatureStore:
                 expected=f"{self.fingerprint}, up to version {_VERSION}",
             )
         return True
+
+
+def read_feature_catalogues(location: Location) -> dict[str, Snapshot[FeatureRecord]]:
+    """What is known of the features of every encoder in a store, by the folder that they lie in.
+
+    Args:
+        location: The store.
+
+    Raises:
+        StoreError: a catalogue cannot be read.
+    """
+    found = {}
+    for name in sorted(location.child(_FOLDER).names()):
+        inside = location.child(_FOLDER, name)
+        # Without its mark, which is written after the catalogue, nothing was ever written there.
+        if "." not in name and _MARK in inside.names():
+            found[f"{_FOLDER}/{name}"] = _open_catalogue(inside).read()
+    return found
+
+
+def _open_catalogue(location: Location) -> Catalogue[FeatureRecord]:
+    return Catalogue(location.child(_CATALOGUE), FeatureRecord, _COLUMNS, keys=("scan_id", "voxels_sha256"))
 
 
 def _key(scan_id: str, voxels_sha256: str) -> str:

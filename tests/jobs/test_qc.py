@@ -13,7 +13,8 @@ import pytest
 from scipy import ndimage
 
 from neuroray.jobs import qc
-from neuroray.platform.quality import examine
+from neuroray.storage.profiles.prepared import Prepared
+from neuroray.storage.profiles.profile import NATIVE, find_profile
 from neuroray.storage.scan import Scan
 from neuroray.storage.store import ScanStore
 from neuroray.storage.withdrawal import withdraw
@@ -161,14 +162,37 @@ def test_the_page_needs_nothing_but_itself_and_says_what_was_not_done(store: Sca
     assert all(f'id="scan-{record.scan_id}"' in page for record in store.records())
 
 
-def test_motion_that_is_not_estimated_is_said_and_is_no_zero(
-    store: ScanStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(examine, "is_available", lambda: False)
-    look(store, tmp_path / "qc", skip_motion=False, scans=("run",))
+def test_motion_of_a_run_with_an_empty_frame_is_that_of_the_others(store: ScanStore, tmp_path: Path):
+    """The head moves by a voxel of 4 mm after the third frame; the sixth is empty."""
+    head = make_head(50)
+    run = np.stack([head] * 3 + [np.roll(head, 1, axis=0)] * 5)
+    run[5] = 0
+    run += np.random.default_rng(0).integers(0, 20, run.shape).astype(np.int16)
+    add(store, "moved", run, repetition_time_s=2.0)
+    look(store, tmp_path / "qc", skip_motion=False, scans=("moved",))
+    scan = json.loads((tmp_path / "qc/qc.json").read_text())["scans"][0]
+    displacement = scan["framewise_displacement_mm"]
+    assert [step is None for step in displacement] == [False] * 4 + [True] * 2 + [False]
+    assert displacement[2] == pytest.approx(4.0, abs=0.1)
+    assert scan["measures"]["fd_max"] == pytest.approx(4.0, abs=0.1)
+    assert scan["measures"]["fd_perc"] == pytest.approx(100 / 5)
     page = (tmp_path / "qc/qc.html").read_text()
-    assert "motion was not estimated: pip install &#39;neuroray[ants]&#39;" in page
-    assert json.loads((tmp_path / "qc/qc.json").read_text())["scans"][0]["framewise_displacement_mm"] is None
+    assert "the head was not found in all of its frames" in page
+
+
+def test_another_mask_for_the_same_voxels_is_another_examination(store: ScanStore, tmp_path: Path, examined: list[str]):
+    scan = store.read("head-0")
+    ball = make_head(0) > 400
+    look(store, tmp_path / "qc", scans=("head-0",))
+    examined.clear()
+    store.write(
+        Prepared(scan=scan, profile=find_profile(NATIVE), mask=ball), scan_id="head-0", subject="head-0", modality="T1w"
+    )
+    look(store, tmp_path / "qc", scans=("head-0",))
+    found = json.loads((tmp_path / "qc/qc.json").read_text())["scans"][0]
+    assert examined == ["head-0"]
+    assert found["group"].endswith("measured in the brain")
+    assert found["measures"]["summary_fg_p05"] > 400, "the mask holds nothing darker"
 
 
 def test_of_a_scan_without_orientation_nothing_is_shown(store: ScanStore, tmp_path: Path):
@@ -188,13 +212,13 @@ def test_copies_of_one_head_under_two_names_are_told(store: ScanStore, tmp_path:
 
 
 @pytest.mark.ray
-def test_a_connected_ray_finds_the_same(ray_session: Any, store: ScanStore, tmp_path: Path):
+def test_a_connected_ray_finds_the_same(
+    ray_session: Any, store: ScanStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     by_ray = look(store, tmp_path / "ray", workers=2)
     assert by_ray.num_examined == NUM_SCANS + 1
-    described = json.loads((tmp_path / "ray/qc.json").read_text())["scans"]
-    ray_session.shutdown()
-    try:
-        look(store, tmp_path / "here")
-    finally:
-        ray_session.init(num_cpus=4, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
-    assert json.loads((tmp_path / "here/qc.json").read_text())["scans"] == described
+    monkeypatch.setattr(qc, "is_on_cluster", lambda: False)
+    monkeypatch.setattr(qc, "spread_over_ray", None)
+    look(store, tmp_path / "here")
+    here, there = (json.loads((tmp_path / name / "qc.json").read_text())["scans"] for name in ("here", "ray"))
+    assert here == there

@@ -13,6 +13,7 @@ import pytest
 from neuroray.jobs import verify
 from neuroray.jobs.spread import spread_over_ray, spread_over_threads
 from neuroray.storage.faults import StoreError
+from neuroray.storage.features import FeatureSet, FeatureStore
 from neuroray.storage.scan import Scan
 from neuroray.storage.store import ScanStore
 
@@ -28,6 +29,12 @@ def store(tmp_path: Path) -> ScanStore:
         scan = Scan(voxels=draw.integers(0, 999, shape).astype(np.int16), affine=np.eye(4))
         store.write(scan, scan_id=f"scan-{index}", subject="anna", modality="any")
     return store
+
+
+def make_features(seed: int) -> FeatureSet:
+    index = np.arange(7)
+    values = np.random.default_rng(seed).normal(size=(7, 65)).astype(np.float32)
+    return FeatureSet(features=values, mask=index < 6, position_mm=index.astype(np.float32), slice_index=index)
 
 
 def damage(store: ScanStore, scan_id: str) -> Path:
@@ -165,6 +172,31 @@ def test_what_no_version_refers_to_is_told_and_left_alone(store: ScanStore):
     assert Path(store.uri, left.path).is_dir()
     assert "belongs to no catalogue version" in str(answer)
     assert check(store).orphans is None
+
+
+def test_features_are_checked_beside_the_scans(store: ScanStore, tmp_path: Path, checked: list[str]):
+    """Those of older voxels too, for an older version of the catalogue still refers to them."""
+    features = FeatureStore(store, "0123456789abcdef" * 4)
+    names = ("scan-0", "scan-1", "scan-2")
+    sets = [make_features(index) for index in range(3)]
+    written = [features.write(store.record(name), one) for name, one in zip(names, sets, strict=True)]
+    scan = Scan(voxels=np.ones((3, 5, 7), np.int16), affine=np.eye(4))
+    store.write(scan, scan_id="scan-0", subject="anna", modality="any")
+    out = str(tmp_path / "out")
+    whole = check(store, out=out)
+    assert (whole.exit_code, whole.num_feature_sets) == (0, 3)
+    assert "7 scans, 3 feature sets" in whole.headline
+    folder = Path(store.uri, "features", "0123456789abcdef", written[1].path)
+    chunk = max((path for path in folder.rglob("c/*") if path.is_file()), key=lambda path: path.stat().st_size)
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    assert check(store, out=out).exit_code == 0, "what an earlier run found whole is not read again"
+    checked.clear()
+    answer = check(store, out=out, again=True)
+    assert len(checked) == NUM_SCANS + 3
+    assert answer.exit_code == 1
+    (fault,) = answer.faults
+    assert fault["scan_id"] == "scan-1"
+    assert Path(store.uri, fault["object"]) == chunk
 
 
 def _double(number: int) -> int:

@@ -1,7 +1,7 @@
 """The map over the anatomy, on slices through the brain.
 
-Never a surface, never a midline profile, nothing below the orbits in axial planes: no picture that a face could be told
-from.
+Never a surface, never a midline profile, and of a whole head only what `faces.find_visible` allows: no picture that a
+face could be told from.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.ndimage import gaussian_filter
 
+from neuroray.platform.evaluate import faces
 from neuroray.platform.evaluate.style import styled
 from neuroray.platform.explain.maps import Explanation
 from neuroray.platform.models.layers.slices import AXES
@@ -24,7 +25,7 @@ from neuroray.storage.scan import Scan
 
 BACKDROP = "#07090b"
 _LIGHT, _DIM, _WARM, _COOL = "#e8edf1", "#93a0ac", "#ffb36b", "#7db7ee"
-# Depths below the top of the head, in mm: from under the vertex to above the orbits; down to the skull base.
+# Depths below the top of the head, in mm: from under the vertex to the height of the orbits; down to the skull base.
 _SHALLOWEST_MM, _DEEPEST_MM, _SKULL_BASE_MM = 16.0, 92.0, 150.0
 _NUM_COLUMNS, _NUM_ROWS = 5, 2
 # A voxelwise gradient is grain to the eye; it is smoothed for the picture alone, never in the file.
@@ -78,6 +79,7 @@ def world_mm(scan: Scan, axis: int, index: float) -> float:
 
 def _draw_montage(scan: Scan, explanation: Explanation) -> Figure:
     box = _frame_head(scan)
+    shown = _find_shown(scan)
     values = _smooth(scan, explanation)
     planes = _choose_planes(scan, explanation.values, box)
     width = (_WIDTH_IN - 2 * _MARGIN_IN - (_NUM_COLUMNS - 1) * _GAP_IN) / _NUM_COLUMNS
@@ -91,11 +93,13 @@ def _draw_montage(scan: Scan, explanation: Explanation) -> Figure:
         row, column = divmod(number, _NUM_COLUMNS)
         bottom = _BAR_IN + (num_rows - 1 - row) * (height + _TITLE_IN)
         axes = _add_axes(figure, _MARGIN_IN + column * (width + _GAP_IN), bottom, width, height)
-        _draw_plane(axes, scan, values, axis=2, index=plane, colours=colours, norm=norm, interpolation="bilinear")
+        look = {"colours": colours, "norm": norm, "interpolation": "bilinear"}
+        _draw_plane(axes, scan, values, shown=shown, axis=2, index=plane, **look)
         _frame(axes, box, 0, 1, title=f"z = {world_mm(scan, 2, plane):.0f} mm")
         if not number:
             _mark_sides(axes)
     _add_scale(figure, colours, norm, explanation.quantity)
+    _tell_hidden(figure, scan, shown)
     return figure
 
 
@@ -105,6 +109,7 @@ def _draw_bands(scan: Scan, explanation: Explanation) -> Figure:
     # Axial slices are cut by coronal planes through the middle of the head, the others by axial ones above the eyes.
     cut, across, up = (1, 0, 2) if along == 2 else (2, 0, 1)
     box = _frame_head(scan, explanation.profile.position_mm if along == 2 else None)
+    shown = _find_shown(scan)
     curve_in, label_in = 1.9, 0.62
     width = (_WIDTH_IN - 2 * _MARGIN_IN - 2 * _GAP_IN - curve_in - label_in) / 3
     height = width * box.size_mm(up) / box.size_mm(across)
@@ -113,7 +118,7 @@ def _draw_bands(scan: Scan, explanation: Explanation) -> Figure:
     colours, norm = _colours(explanation, _band_scale(explanation))
     for number, plane in enumerate(_cutting_planes(scan, cut, box)):
         axes = _add_axes(figure, _MARGIN_IN + number * (width + _GAP_IN), _BAR_IN + 0.2, width, height)
-        _draw_plane(axes, scan, explanation.values, axis=cut, index=plane, colours=colours, norm=norm)
+        _draw_plane(axes, scan, explanation.values, shown=shown, axis=cut, index=plane, colours=colours, norm=norm)
         _frame(axes, box, across, up, title=f"{'xyz'[cut]} = {world_mm(scan, cut, plane):.0f} mm")
         if not number:
             _mark_sides(axes)
@@ -123,6 +128,7 @@ def _draw_bands(scan: Scan, explanation: Explanation) -> Figure:
     if along != 0:
         curve.set_ylim(box.low[up], box.high[up])
     _add_scale(figure, colours, norm, explanation.quantity, width_in=3 * width + 2 * _GAP_IN)
+    _tell_hidden(figure, scan, shown)
     return figure
 
 
@@ -163,6 +169,7 @@ def _draw_plane(
     scan: Scan,
     values: Float[np.ndarray, "x y z"],
     *,
+    shown: Bool[np.ndarray, "x y z"],
     axis: int,
     index: int,
     colours: Colormap,
@@ -170,19 +177,35 @@ def _draw_plane(
     interpolation: str = "nearest",
 ) -> None:
     """One plane in world millimetres, the person's left on the left."""
-    volume = _finite(scan)
+    volume = np.where(shown, _finite(scan), 0)
     low, high = np.quantile(volume[volume > 0] if (volume > 0).any() else volume, [0.02, 0.995])
     across, up = (other for other in range(3) if other != axis)
     extent = (*_edges_mm(scan, across), *_edges_mm(scan, up))
     anatomy = np.take(volume, index, axis=axis).T
     axes.imshow(anatomy, cmap="gray", vmin=low, vmax=high, extent=extent, origin="lower", interpolation="bicubic")
-    shown = np.take(values, index, axis=axis).T
+    amount = np.take(values, index, axis=axis).T
     # Air is not tinted: there is no anatomy in it.
     head = np.clip(3 * gaussian_filter((anatomy > 0.12 * high).astype(float), 1.5) - 1, 0, 1)
-    tint = colours(norm(shown))
-    strength = np.abs(shown) / max(abs(float(norm.vmin or 0)), abs(float(norm.vmax or 1)))
-    tint[..., 3] = np.clip(0.05 + 0.8 * strength, 0, 0.78) * (shown != 0) * head
+    head = head * np.take(shown, index, axis=axis).T
+    tint = colours(norm(amount))
+    strength = np.abs(amount) / max(abs(float(norm.vmin or 0)), abs(float(norm.vmax or 1)))
+    tint[..., 3] = np.clip(0.05 + 0.8 * strength, 0, 0.78) * (amount != 0) * head
     axes.imshow(tint, extent=extent, origin="lower", interpolation=interpolation)
+
+
+def _find_shown(scan: Scan) -> Bool[np.ndarray, "x y z"]:
+    """What may be shown: of a brain all, of a whole head no face, of a scan that may lie anyhow nothing."""
+    volume = _finite(scan)
+    brain = faces.find_masked_brain(volume, scan.zooms_mm)
+    visible = None if faces.is_lost(scan.flags) else faces.find_visible(faces.find_head(volume), scan.zooms_mm, brain)
+    return np.zeros(volume.shape, bool) if visible is None else visible.allowed
+
+
+def _tell_hidden(figure: Figure, scan: Scan, shown: Bool[np.ndarray, "x y z"]) -> None:
+    if not shown.any():
+        lost = "its header does not say how the scan lies, so a face could not be kept out"
+        why = lost if faces.is_lost(scan.flags) else "no head was found in the scan"
+        figure.text(0.5, 0.5, f"Not shown: {why}", color=_LIGHT, fontsize=9, ha="center", va="center")
 
 
 def _colours(explanation: Explanation, scale: float) -> tuple[Colormap, Normalize]:

@@ -11,6 +11,7 @@ from typing import Literal
 from neuroray.platform.quality.examine import ScanQuality
 from neuroray.platform.quality.measures import MEASURES, tell
 from neuroray.platform.quality.outliers import FEWEST, THRESHOLD, find_majority, robust_z
+from neuroray.storage.profiles.profile import NATIVE
 from neuroray.storage.store import ScanRecord
 
 _CUT_FRACTION = 0.05
@@ -42,7 +43,7 @@ class Examined:
     Attributes:
         record: Its row.
         quality: What was measured.
-        group: What it is compared with: scans of the same modality, measured over the same region.
+        group: What it is compared with: scans of the same modality and profile, measured over the same region.
         z: Robust z by measure, of the judged ones.
         findings: The gravest first.
     """
@@ -107,7 +108,9 @@ def compare_scans(pairs: Sequence[tuple[ScanRecord, ScanQuality]]) -> Cohort:
 def name_group(record: ScanRecord, quality: ScanQuality) -> str:
     """What a scan is compared with."""
     kind = "runs" if len(record.shape) == 4 else "volumes"
-    return f"{record.modality} {kind}, measured in the {quality.region}"
+    profile = record.prepared_by[0]
+    prepared = "" if profile == NATIVE else f" prepared by {profile}"
+    return f"{record.modality} {kind}{prepared}, measured in the {quality.region}"
 
 
 def field_of_view_mm(record: ScanRecord) -> tuple[float, float, float]:

@@ -11,11 +11,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int8
 from scipy import ndimage
 
+from neuroray.platform.evaluate.faces import find_masked_brain, find_visible, is_lost
 from neuroray.platform.quality.intensity import measure_volume
-from neuroray.platform.quality.motion import estimate_motion, framewise_displacement, is_available
+from neuroray.platform.quality.motion import estimate_motion, framewise_displacement
 from neuroray.platform.quality.regions import Regions, find_regions
 from neuroray.platform.quality.runs import RunMoments, RunSeries, clean, take_moments, take_series
-from neuroray.platform.quality.tiles import Tile, cut_tiles, find_visible
+from neuroray.platform.quality.tiles import Tile, cut_tiles
 from neuroray.storage.group import StoredGroup
 from neuroray.storage.store import ScanRecord, ScanStore
 
@@ -26,7 +27,6 @@ FD_THRESHOLD_MM = 0.2
 # Of a run that is read at once, as float32. A volume is held whole.
 _BLOCK_BYTES = 64 * 2**20
 _WINDOW_QUANTILE = 0.995
-_NO_ORIENTATION = "no orientation"
 _CARPET_LIMIT, _MOST_COLUMNS, _CARPET_ROWS = 2.5, 600, 160
 
 
@@ -37,7 +37,8 @@ class Course:
     Attributes:
         global_signal: Percent of its mean, per frame.
         dvars: Per step; the step into frame t stands at t - 1.
-        displacement_mm: Framewise displacement per step; None where motion was not estimated.
+        displacement_mm: Framewise displacement per step, NaN where the head was not found in one of its two frames;
+            None where motion was not estimated.
         carpet: Rows of voxels from the middle of the mask to its edge, columns of frames; 127 is 2.5 deviations.
     """
 
@@ -86,7 +87,7 @@ def examine_scan(store: ScanStore, record: ScanRecord, *, with_motion: bool = Tr
     Args:
         store: Where it lies.
         record: Its row.
-        with_motion: Estimate the motion of runs; without ANTs a notice says that it was not done.
+        with_motion: Estimate the motion of runs.
 
     Raises:
         StoreError: an object of the scan is missing or damaged.
@@ -94,16 +95,18 @@ def examine_scan(store: ScanStore, record: ScanRecord, *, with_motion: bool = Tr
     if len(record.shape) == 4:
         return _examine_run(store, record, with_motion=with_motion)
     volume, num_nonfinite = clean(store.read_block(record.scan_id, (slice(None),) * 3))
-    brain = read_brain_mask(store, record)
+    brain = read_brain_mask(store, record, volume)
     regions = find_regions(volume, _spacing(record), brain)
     measures = measure_volume(volume, _spacing(record), regions) | {"num_nonfinite": float(num_nonfinite)}
     return _gather(store, record, volume, regions, brain, measures, [])
 
 
-def read_brain_mask(store: ScanStore, record: ScanRecord) -> Bool[np.ndarray, "x y z"] | None:
-    """The brain mask that is stored with a scan; None where there is none."""
-    read = getattr(store, "read_mask", None)
-    return None if read is None else read(record.scan_id)
+def read_brain_mask(
+    store: ScanStore, record: ScanRecord, volume: Float[np.ndarray, "x y z"]
+) -> Bool[np.ndarray, "x y z"] | None:
+    """The brain mask that is stored with a scan, else what is not 0 of a scan that came masked; None for a head."""
+    brain = store.read_mask(record.scan_id)
+    return brain if brain is not None and brain.any() else find_masked_brain(volume, _spacing(record))
 
 
 def _examine_run(store: ScanStore, record: ScanRecord, *, with_motion: bool) -> ScanQuality:
@@ -113,21 +116,21 @@ def _examine_run(store: ScanStore, record: ScanRecord, *, with_motion: bool) -> 
     notices: list[str] = []
     moments = take_moments(blocks)
     mean = moments.mean.astype(np.float32)
-    brain = read_brain_mask(store, record)
+    brain = read_brain_mask(store, record, mean)
     regions = find_regions(mean, _spacing(record), brain)
     measures = measure_volume(mean, _spacing(record), regions)
     measures |= {"num_nonfinite": float(moments.num_nonfinite), "num_frozen": float(len(moments.frozen))}
     found = _gather(store, record, mean, regions, brain, measures, notices)
     if not regions.inside.any():
         return dataclasses.replace(found, notices=("nothing in it stands out from the background",))
-    depth = ndimage.distance_transform_edt(regions.inside, sampling=_spacing(record))
+    depth = np.asarray(ndimage.distance_transform_edt(regions.inside, sampling=_spacing(record)))
     series = take_series(blocks, moments, regions.inside, depth)
-    motion = None
-    if with_motion and is_available() and moments.num_frames > 1:
+    displacement = None
+    if with_motion and moments.num_frames > 1:
         motion = estimate_motion(blocks, mean, _spacing(record), regions.inside)
-    elif with_motion and moments.num_frames > 1:
-        notices.append("motion was not estimated: pip install 'neuroray[ants]'")
-    displacement = None if motion is None else framewise_displacement(motion)
+        displacement = framewise_displacement(motion)
+        if np.isnan(motion).any():
+            notices.append("the head was not found in all of its frames: motion is that of the others")
     snr = _temporal_snr(moments)
     tile, top = _cut_snr_tile(snr, record, regions, brain, is_hidden=not found.tiles)
     return dataclasses.replace(
@@ -161,10 +164,10 @@ def _gather(
 ) -> ScanQuality:
     window = _choose_window(volume, regions)
     tiles: list[Tile] = []
-    visible = None if _is_lost(record) else find_visible(regions.head, _spacing(record), brain)
+    visible = None if is_lost(record.flags) else find_visible(regions.head, _spacing(record), brain)
     if visible is not None:
         tiles = cut_tiles(volume, _spacing(record), visible, window, brain)
-    elif _is_lost(record):
+    elif is_lost(record.flags):
         notices.append("not shown: its header does not say how it lies, so a face could not be kept out")
     if visible is not None and not visible.is_depth_known and brain is None:
         notices.append("its front is not shown: the top of the head is cut off, so depth cannot be told")
@@ -178,10 +181,6 @@ def _gather(
         tiles=tuple(tiles),
         notices=tuple(notices),
     )
-
-
-def _is_lost(record: ScanRecord) -> bool:
-    return any(_NO_ORIENTATION in flag for flag in record.flags)
 
 
 def _spacing(record: ScanRecord) -> tuple[float, float, float]:
@@ -217,12 +216,13 @@ def _measure_run(
         "dvars_nstd": float(series.dvars.mean()) if len(series.dvars) else None,
         "dvars_std": None if series.dvars_std is None else float(series.dvars_std.mean()),
     }
-    if displacement is None:
+    steps = np.empty(0) if displacement is None else displacement[np.isfinite(displacement)]
+    if not len(steps):
         return measures | dict.fromkeys(("fd_mean", "fd_max", "fd_perc"), None)
     return measures | {
-        "fd_mean": float(displacement.mean()),
-        "fd_max": float(displacement.max()),
-        "fd_perc": 100 * float(np.mean(displacement > FD_THRESHOLD_MM)),
+        "fd_mean": float(steps.mean()),
+        "fd_max": float(steps.max()),
+        "fd_perc": 100 * float(np.mean(steps > FD_THRESHOLD_MM)),
     }
 
 

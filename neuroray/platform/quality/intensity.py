@@ -7,6 +7,7 @@ import math
 import numpy as np
 from jaxtyping import Bool, Float
 
+from neuroray.platform.evaluate.faces import touch_fraction
 from neuroray.platform.quality.regions import Regions
 
 _MAD_TO_SD = 1.4826
@@ -85,12 +86,6 @@ def smoothness(
     known = [width for width in widths if width is not None]
     mean = sum(known) / 3 if len(known) == 3 else None
     return dict(zip(("fwhm_x", "fwhm_y", "fwhm_z", "fwhm_avg"), (*widths, mean), strict=True))
-
-
-def touch_fraction(head: Bool[np.ndarray, "x y z"]) -> float | None:
-    """Area of the head in the uppermost plane over its largest area: 0 where there is air above it."""
-    areas = head.sum(axis=(0, 1))
-    return float(areas[-1] / areas.max()) if areas.any() else None
 
 
 def _summarise(values: Float[np.ndarray, " voxel"], name: str) -> dict[str, float | None]:

@@ -123,7 +123,7 @@ _RUN: Final = {
         label="Motion, mean FD",
         better="lower",
         definition="Mean framewise displacement: the changes of three shifts and three turns added up, turns as arcs "
-        "on a sphere of 50 mm (Power et al. 2012); motion by rigid realignment with ANTs.",
+        "on a sphere of 50 mm (Power et al. 2012); motion by rigid realignment to the mean image.",
         unit="mm",
     ),
     "fd_max": Measure(

@@ -19,9 +19,9 @@ _ARRAYS = ("global_signal", "dvars", "displacement_mm", "carpet")
 _ENDING = ".npz"
 
 
-def file_name(voxels_sha256: str, *, with_motion: bool) -> str:
-    """Follows from the voxels (grid and meaning included), the code's version, and whether motion was asked for."""
-    return f"{voxels_sha256[:32]}-v{VERSION}{'' if with_motion else '-without-motion'}{_ENDING}"
+def file_name(manifest_sha256: str, *, with_motion: bool) -> str:
+    """Follows from all that is stored of a scan (mask, profile and header included), the code's version, and motion."""
+    return f"{manifest_sha256[:32]}-v{VERSION}{'' if with_motion else '-without-motion'}{_ENDING}"
 
 
 def save_quality(quality: ScanQuality, path: Path) -> None:
@@ -52,8 +52,11 @@ def load_quality(path: Path) -> ScanQuality | None:
             course = Course(**{name: arrays.get(name) for name in _ARRAYS})  # pyright: ignore[reportArgumentType]
         tiles = tuple(_take_tile(tile, arrays) for tile in facts.pop("tiles"))
         snr_tile = facts.pop("snr_tile")
+        plain: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()
+        }
         return ScanQuality(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()},
+            **plain,
             tiles=tiles,
             snr_tile=None if snr_tile is None else _take_tile(snr_tile, arrays),
             course=course,

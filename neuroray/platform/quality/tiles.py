@@ -1,12 +1,4 @@
-"""Which parts of a scan may be shown, and the slices that show them.
-
-No picture may tell whose head it is. Whole heads keep their faces, so what lies in front and low is never drawn: all
-in front of 58 % of the head's length (counted from the back, behind the orbits) and below a plane that rises from
-80 mm under the top of the head there to 34 mm at its front, over the brows of a head that looks up by 15 degrees. Of
-the rest no slice is a midline profile, and none goes below the skull base. Where the top of the head lies outside the
-image, depth cannot be told: then all in front is left out. Where the header does not say how the scan lies, nothing is
-drawn. A scan with a stored brain mask is shown inside the mask alone.
-"""
+"""Slices of a scan that show no face: at the same depths in every head, none of them a midline profile."""
 
 from __future__ import annotations
 
@@ -18,17 +10,11 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 
-from neuroray.platform.quality.intensity import touch_fraction
+from neuroray.platform.evaluate.faces import BEHIND_FACE, FACE_LENGTH_MM, Visible
 
 Plane = Literal["axial", "coronal", "sagittal"]
 AXES: Final[dict[Plane, int]] = {"sagittal": 0, "coronal": 1, "axial": 2}
 
-_DEPTH_BEHIND_MM, _DEPTH_IN_FRONT_MM, _SKULL_BASE_DEPTH_MM = 80.0, 34.0, 150.0
-# Of the largest area of a plane: pillows and noise are not the head's end.
-_SMALLEST_AREA = 0.02
-# Of a head's length from the back; and never nearer to its front than this, for a head whose back is cut off.
-_BEHIND_FACE, _FACE_LENGTH_MM = 0.58, 90.0
-_CUT_FRACTION = 0.25
 _DEPTHS_MM = (22.0, 32.0, 42.0, 52.0, 62.0, 74.0, 86.0)
 _LENGTHS = (0.24, 0.36, 0.48, 0.57)
 _MIDLINE_DISTANCES_MM = (-34.0, -14.0, 24.0)
@@ -36,23 +22,6 @@ _MIDLINE_DISTANCES_MM = (-34.0, -14.0, 24.0)
 _FRAME_MM = (172.0, 212.0, 158.0)
 _MARGIN_MM = 4.0
 _TONES = 255
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Visible:
-    """The part of a scan that may be shown.
-
-    Attributes:
-        allowed: Voxels.
-        low_mm: Corner of the head's box in the grid's own millimetres (index times spacing), along x, y, z.
-        high_mm: The opposite corner.
-        is_depth_known: Whether the top of the head is in the image.
-    """
-
-    allowed: Bool[np.ndarray, "x y z"]
-    low_mm: tuple[float, float, float]
-    high_mm: tuple[float, float, float]
-    is_depth_known: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,36 +40,6 @@ class Tile:
     position_mm: float
     tones: UInt8[np.ndarray, "row column"]
     outline: Bool[np.ndarray, "row column"]
-
-
-def find_visible(
-    head: Bool[np.ndarray, "x y z"], spacing_mm: Sequence[float], brain: Bool[np.ndarray, "x y z"] | None = None
-) -> Visible | None:
-    """What may be shown of a scan; None where there is no head in it."""
-    shown = head if brain is None else brain
-    spans = [_find_span(shown, axis) for axis in range(3)]
-    if not all(len(span) for span in spans):
-        return None
-    low = [float((span[0] - 0.5) * size) for span, size in zip(spans, spacing_mm, strict=True)]
-    high = [float((span[-1] + 0.5) * size) for span, size in zip(spans, spacing_mm, strict=True)]
-    is_depth_known = (touch_fraction(head) or 0.0) < _CUT_FRACTION
-    box = {"low_mm": (low[0], low[1], low[2]), "high_mm": (high[0], high[1], high[2])}
-    if brain is not None:
-        return Visible(allowed=brain, is_depth_known=is_depth_known, **box)
-    _, y, z = (np.arange(length) * size for length, size in zip(head.shape, spacing_mm, strict=True))
-    limit_mm = min(low[1] + _BEHIND_FACE * (high[1] - low[1]), high[1] - _FACE_LENGTH_MM)
-    depth = high[2] - z
-    forward = np.clip((y - limit_mm) / max(high[1] - limit_mm, 1e-6), 0, 1)
-    deepest = _DEPTH_BEHIND_MM + forward * (_DEPTH_IN_FRONT_MM - _DEPTH_BEHIND_MM) if is_depth_known else 0 * forward
-    hidden = (y > limit_mm)[:, None] & (depth[None, :] > deepest[:, None])
-    hidden |= (depth > _SKULL_BASE_DEPTH_MM)[None, :]
-    allowed = np.broadcast_to(~hidden[None], head.shape)
-    return Visible(allowed=allowed, is_depth_known=is_depth_known, **box)
-
-
-def _find_span(shown: Bool[np.ndarray, "x y z"], axis: int) -> np.ndarray:
-    areas = shown.sum(axis=tuple(other for other in range(3) if other != axis))
-    return np.flatnonzero(areas > _SMALLEST_AREA * areas.max())
 
 
 def cut_tiles(
@@ -130,7 +69,7 @@ def cut_tiles(
         if brain is not None:
             mask = np.take(brain, index, axis=axis).astype(np.float32)
             inside = _resample(mask, axis, spacing_mm, visible) > 0.5
-            outline = inside & ~ndimage.binary_erosion(inside)
+            outline = inside & np.logical_not(ndimage.binary_erosion(inside))
         tiles.append(Tile(plane=plane, position_mm=position_mm, tones=tones, outline=outline))
     return tiles
 
@@ -141,15 +80,18 @@ def _choose_planes(
     """Plane, index along its axis, and position; planes outside the image are left out."""
     low, high = visible.low_mm, visible.high_mm
     middle = (low[0] + high[0]) / 2
-    length = min(high[1] - low[1], (high[1] - _FACE_LENGTH_MM - low[1]) / _BEHIND_FACE)
-    wanted: list[tuple[Plane, float, float]] = [("axial", high[2] - depth, depth) for depth in _DEPTHS_MM]
-    wanted += [("coronal", low[1] + share * length, share * length) for share in _LENGTHS]
-    wanted += [("sagittal", middle + distance, distance) for distance in _MIDLINE_DISTANCES_MM]
+    length = min(high[1] - low[1], (high[1] - FACE_LENGTH_MM - low[1]) / BEHIND_FACE)
+    wanted: dict[Plane, list[tuple[float, float]]] = {
+        "axial": [(high[2] - depth, depth) for depth in _DEPTHS_MM],
+        "coronal": [(low[1] + share * length, share * length) for share in _LENGTHS],
+        "sagittal": [(middle + distance, distance) for distance in _MIDLINE_DISTANCES_MM],
+    }
     planes = []
-    for plane, at_mm, position_mm in wanted:
-        index = round(at_mm / spacing_mm[AXES[plane]])
-        if 0 <= index < shape[AXES[plane]]:
-            planes.append((plane, index, position_mm))
+    for plane, places in wanted.items():
+        for at_mm, position_mm in places:
+            index = round(at_mm / spacing_mm[AXES[plane]])
+            if 0 <= index < shape[AXES[plane]]:
+                planes.append((plane, index, position_mm))
     return planes
 
 

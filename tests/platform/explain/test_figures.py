@@ -2,6 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from contracts import faced_head
 from contracts.finished_run import make_head_scan
 
 from neuroray.platform.evaluate.style import to_png
@@ -9,6 +10,7 @@ from neuroray.platform.explain.faithfulness import Deletion
 from neuroray.platform.explain.figures import draw_checks, draw_profile
 from neuroray.platform.explain.maps import Explanation, SliceProfile
 from neuroray.platform.explain.overlay import BACKDROP, draw_overlay, find_head, world_mm
+from neuroray.storage.scan import Scan
 
 
 def _explain(scan, *, axis="axial", is_slicewise=True, is_signed=False):
@@ -68,6 +70,47 @@ def test_axial_planes_stay_above_the_orbits(scan):
     # Half a plane of 8 mm, for planes are chosen whole.
     assert min(places) >= top_mm - 92 - 4.5
     assert max(places) <= top_mm
+
+
+def _brightest(figure):
+    """Of the anatomy under every map."""
+    return max(float(np.max(axes.images[0].get_array())) for axes in figure.axes if axes.images)
+
+
+@pytest.mark.parametrize("axis", [None, "axial", "sagittal"])
+@pytest.mark.parametrize("pitch", [-0.3, 0.0, 0.3])
+def test_no_plane_shows_eyes_or_nose(axis, pitch):
+    volume = faced_head.make_head(pitch)
+    scan = Scan(voxels=volume, affine=np.diag([*faced_head.SPACING_MM, 1.0]))
+    found = _explain(scan, axis=axis or "axial", is_slicewise=axis is not None)
+    figure = draw_overlay(scan, dataclasses.replace(found, values=np.ones_like(found.values)))
+    assert _brightest(figure) == pytest.approx(faced_head.SKULL), "the skull is shown, the face is brighter"
+    for axes in (axes for axes in figure.axes if len(axes.images) == 2):
+        cut, _, place_mm, _ = axes.get_title().split()
+        plane = np.take(volume, round(float(place_mm) / 2.0), axis="xyz".index(cut)).T
+        anatomy, tint = (np.asarray(image.get_array()) for image in axes.images)
+        # Nor does the map draw what the anatomy leaves out.
+        assert not tint[..., 3][(anatomy == 0) & (plane > 0)].any()
+
+
+def test_of_a_scan_that_may_lie_anyhow_nothing_is_shown(scan):
+    lost = dataclasses.replace(
+        scan, flags=("no orientation in the header: the first axis was taken to run to the left",)
+    )
+    figure = draw_overlay(lost, _explain(lost, is_slicewise=False))
+    assert _brightest(figure) == 0
+    assert any("a face could not be kept out" in text.get_text() for text in figure.texts)
+
+
+def test_a_masked_brain_is_shown_whole():
+    """Its front lies where a head has its face, and is no face."""
+    points = np.indices(faced_head.SHAPE).reshape(3, -1).T * faced_head.SPACING_MM - faced_head.CENTRE_MM
+    brain = (((points / [62, 82, 65]) ** 2).sum(axis=1) < 1).reshape(faced_head.SHAPE)
+    values = np.where(brain, 1.0 + 4.0 * (np.indices(faced_head.SHAPE)[1] > 88), 0).astype(np.float32)
+    scan = Scan(voxels=values, affine=np.diag([*faced_head.SPACING_MM, 1.0]))
+    figure = draw_overlay(scan, _explain(scan, axis="sagittal"))
+    planes = [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
+    assert all((plane == 5.0).any() for plane in planes)
 
 
 def test_the_head_is_found_in_noise(scan):

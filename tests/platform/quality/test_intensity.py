@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from neuroray.platform.evaluate.faces import find_head
 from neuroray.platform.quality.intensity import (
     energy_ratio,
     entropy_focus,
@@ -16,7 +17,7 @@ from neuroray.platform.quality.intensity import (
     signal_to_noise,
     smoothness,
 )
-from neuroray.platform.quality.regions import Regions, find_head, find_regions
+from neuroray.platform.quality.regions import Regions, find_regions
 
 
 def make_ball(*, noise: float = 0.0, shape: tuple[int, int, int] = (41, 45, 37), radius: float = 13.0) -> np.ndarray:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
-import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from neuroray.platform.quality import motion
-from neuroray.platform.quality.motion import MotionError, estimate_motion, framewise_displacement
+from neuroray.platform.quality.motion import estimate_motion, framewise_displacement
 from neuroray.platform.quality.runs import take_moments, take_series
 
 SPACING_MM = (4.0, 4.0, 5.0)
@@ -34,8 +30,6 @@ def move(head: np.ndarray, shift_mm: tuple[float, float, float], turn: tuple[flo
     return ndimage.affine_transform(head, inverse, offset, order=3, mode="nearest")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ants") is None, reason="needs the extra `ants`")
-@pytest.mark.slow
 def test_planted_motion_is_found_at_its_frames_and_in_its_size():
     """At rest, 1.2 mm to the right, at rest, 0.02 rad of nodding, and both back."""
     at = [((0, 0, 0), (0, 0, 0))] * 2 + [((1.2, 0, 0), (0, 0, 0))] * 2 + [((1.2, 0, 0), (0.02, 0, 0))] * 2
@@ -47,11 +41,12 @@ def test_planted_motion_is_found_at_its_frames_and_in_its_size():
     mask = head > 300
     displacement = framewise_displacement(estimate_motion(lambda: [run], moments.mean, SPACING_MM, mask))
     planted = np.array([0, 1.2, 0, 50 * 0.02, 0, 1.2 + 50 * 0.02])
-    # Each of six parameters is found to about 0.02 mm on voxels of 4 to 5 mm; FD adds up what all of them miss.
-    np.testing.assert_allclose(displacement, planted, atol=0.2)
+    # Each of six parameters is found to about 0.005 mm in noise of 0.8 %; FD adds up what all of them miss.
+    np.testing.assert_allclose(displacement, planted, atol=0.05)
     series = take_series(lambda: [run], moments, mask, mask.astype(float))
     still, moved = series.dvars[[0, 2, 4]], series.dvars[[1, 3, 5]]
-    assert moved.min() > 2 * still.max()
+    # Noise alone changes a voxel by sqrt(2) 0.8 %; the nod of 0.02 rad changes it by as much again, the shift by more.
+    assert moved.min() > 1.5 * still.max()
 
 
 def test_displacement_is_powers_sum():
@@ -59,7 +54,42 @@ def test_displacement_is_powers_sum():
     np.testing.assert_allclose(framewise_displacement(places), [3.5 + 50 * 0.03, 0])
 
 
-def test_without_ants_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(motion, "is_available", lambda: False)
-    with pytest.raises(MotionError, match="pip install 'neuroray\\[ants\\]'"):
-        estimate_motion(list, np.ones((3, 3, 3)), (1, 1, 1), np.ones((3, 3, 3), bool))
+def test_large_motion_is_found_in_all_six_parameters():
+    """Far from where it began, back, and far to the other side: further than a head coil leaves room for."""
+    far, near, other = [8, -5, 6, 0.12, -0.1, 0.15], [0.1, 0, 0, 0, 0.002, 0], [-3, 3, -9, -0.2, 0, 0]
+    planted = np.array([[0.0] * 6, far, near, other])
+    head = make_head()
+    draw = np.random.default_rng(1)
+    run = np.stack([move(head, row[:3], row[3:]) + draw.normal(0, 8, SHAPE) for row in planted]).astype(np.float32)
+    found = estimate_motion(lambda: [run[:1], run[1:]], run[0], SPACING_MM, head > 300)
+    # A fiftieth of a voxel: the frames were made by cubic splines of voxels of 4 and 5 mm.
+    np.testing.assert_allclose(found[:, :3], planted[:, :3], atol=0.02)
+    np.testing.assert_allclose(found[:, 3:], planted[:, 3:], atol=0.02 / 50)
+
+
+def test_small_voxels_are_averaged_and_brighter_frames_are_no_motion():
+    """Voxels of 2 mm become 4 mm; a frame of another brightness, as after a drift of the coil, stays where it is."""
+    fine = ndimage.zoom(make_head(), (2.0, 2.0, 2.5), order=3)
+    run = np.stack([fine, 1.3 * fine, np.roll(fine, 1, axis=1)]).astype(np.float32)
+    found = estimate_motion(lambda: [run], fine, (2.0, 2.0, 2.0), fine > 300)
+    planted = np.array([[0, 0, 0], [0, 0, 0], [0, 2.0, 0]])
+    # Averaging two voxels shifted by one sees half of each: a hundredth of the coarse voxel is lost by it.
+    np.testing.assert_allclose(found[:, :3], planted, atol=0.04)
+    np.testing.assert_allclose(found[:, 3:], 0, atol=0.04 / 50)
+
+
+def test_an_empty_frame_is_nowhere_and_the_next_is_found_again():
+    head = make_head()
+    run = np.stack([head, np.zeros_like(head), move(head, (1.0, 0, 0), (0, 0, 0))]).astype(np.float32)
+    found = estimate_motion(lambda: [run], head, SPACING_MM, head > 300)
+    assert np.isnan(found[1]).all()
+    np.testing.assert_allclose(found[2, :3], [1.0, 0, 0], atol=0.02)
+    assert np.isnan(framewise_displacement(found)).all()
+
+
+def test_a_single_slice_moves_in_its_plane():
+    """What no slice can tell, moving through it, is left at 0."""
+    head = make_head()[:, :, 14:15]
+    run = np.stack([head, np.roll(head, 1, axis=0)]).astype(np.float32)
+    found = estimate_motion(lambda: [run], head, SPACING_MM, head > 300)
+    np.testing.assert_allclose(found[1], [SPACING_MM[0], 0, 0, 0, 0, 0], atol=0.05)
