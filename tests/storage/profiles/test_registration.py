@@ -105,6 +105,7 @@ def test_the_same_scan_gives_the_same_bytes(name: str):
 
 
 @needs_ants
+@pytest.mark.slow
 def test_n4_takes_off_shading_that_was_laid_on():
     head = make_moved(np.eye(4))
     i, j, k = (axis / length for axis, length in zip(np.indices(head.grid_shape), head.grid_shape, strict=True))
