@@ -72,7 +72,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Resolves everything anew; run it on purpose, read the difference, commit it.
 constraints:
-	@$(BIN)/python -m uv pip compile pyproject.toml --extra dev --extra ants --extra bench --python-version 3.12 --upgrade \
+	@$(BIN)/python -m uv pip compile pyproject.toml --extra dev --extra ants --extra bench --extra dicom --python-version 3.12 --upgrade \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet --output-file constraints.txt
 
 # The tree in README.md, from the first sentence of every module.
