@@ -2,6 +2,7 @@
 
 VENV   := .venv
 BIN    := $(VENV)/bin
+SWIFT  := .swift
 STAMP  := $(VENV)/.installed
 UV     := 0.13.8
 STORE  ?=
@@ -15,13 +16,14 @@ BENCH  ?=
 export RAY_USAGE_STATS_ENABLED := 0
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 
-.PHONY: help demo test test-gpu check bench bench-data constraints readme clean
+.PHONY: help demo test test-gpu test-s3 check bench bench-data constraints readme clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    the whole way through: simulated cohort -> store -> training -> report -> served answer (STORE=s3://bucket/prefix, OUT=demo)"
 	@echo "make test    all tests that run without a GPU"
 	@echo "make test-gpu  the kernels' and models' contract suites on a GPU; PYTHON=python3 takes that one's torch, triton, pytest"
+	@echo "make test-s3  the tests of object storage on OpenStack Swift, which it installs; NEURORAY_TEST_BUCKET=s3://bucket/prefix: there"
 	@echo "make bench   kernels against their peers on this machine, into docs/benchmarks (BENCH=options)"
 	@echo "make bench-data  windows, streams and ingest against their peers on this machine, into docs/benchmarks (BENCH=options)"
 	@echo "make check   formatting, lint, types, layers"
@@ -39,6 +41,18 @@ test: $(STAMP)
 test-gpu: $(if $(PYTHON),,$(STAMP))
 	@$(if $(PYTHON),$(PYTHON),$(BIN)/python) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "neuroray: torch sees no CUDA device here; make test runs what a CPU can")'
 	@$(if $(PYTHON),$(PYTHON),$(BIN)/python) -m pytest -m gpu tests/kernels tests/platform/models $(TESTS)
+
+# What needs a server that is made to fail stays with moto and Swift; a bucket of yours is asked with your credentials.
+test-s3: $(STAMP) $(if $(NEURORAY_TEST_BUCKET),,$(SWIFT)/.installed)
+	@$(if $(NEURORAY_TEST_BUCKET),,NEURORAY_SWIFT_PYTHON="$(CURDIR)/$(SWIFT)/bin/python") $(BIN)/python -m pytest -m "s3 and not ray" \
+	  tests/storage/test_store_s3.py tests/storage/test_locations.py tests/storage/test_withdrawal.py tests/storage/test_features.py \
+	  $(if $(NEURORAY_TEST_BUCKET),,tests/storage/test_faults_s3.py tests/storage/test_crashes.py) $(TESTS)
+
+# An environment of its own: Swift is no part of what the package needs.
+$(SWIFT)/.installed: $(STAMP)
+	@$(BIN)/python -m uv venv --quiet --clear $(SWIFT)
+	@$(BIN)/python -m uv pip install --quiet --python $(SWIFT)/bin/python swift==2.38.3
+	@touch $@
 
 bench: $(if $(PYTHON),,$(STAMP))
 	@$(if $(PYTHON),,$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev,bench]')
@@ -80,4 +94,4 @@ readme: $(STAMP)
 	@$(BIN)/python docs/readme_tree.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(SWIFT) .pytest_cache .ruff_cache

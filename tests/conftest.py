@@ -84,32 +84,46 @@ def ray_session() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """An S3 server (moto) on a free port of loopback; gives its address."""
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An S3 server on a free port of loopback: moto, or Swift where `make test-s3` asks for it; gives its address."""
     from contracts.s3_server import serve_s3
+    from contracts.swift_server import PYTHON, serve_swift
 
-    with serve_s3() as endpoint_url:
+    with serve_swift(tmp_path_factory.mktemp("swift")) if os.environ.get(PYTHON) else serve_s3() as endpoint_url:
         yield endpoint_url
 
 
 @pytest.fixture
-def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A fresh bucket as `s3://name`, with the environment set so that every S3 client finds it."""
-    from contracts.s3_server import create_bucket
+def s3_bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A fresh bucket as `s3://name`, with the environment set so that every S3 client finds it.
 
+    With `NEURORAY_TEST_BUCKET=s3://name/prefix` it is a new folder there, found by the environment as it is.
+    """
+    real = os.environ.get("NEURORAY_TEST_BUCKET", "")
+    name = f"neuroray-{uuid.uuid4().hex[:12]}"
+    if real:
+        from contracts.s3_server import delete_all
+
+        monkeypatch.setenv("NEURORAY_DEADLINE_S", "60")
+        yield f"{real.rstrip('/')}/{name}"
+        delete_all(f"{real.rstrip('/')}/{name}")
+        return
+    from contracts import s3_server, swift_server
+
+    server: str = request.getfixturevalue("s3_server")
+    kind = swift_server if os.environ.get(swift_server.PYTHON) else s3_server
     settings = {
-        "AWS_ENDPOINT_URL": s3_server,
-        "AWS_ACCESS_KEY_ID": "neuroray-tests",
-        "AWS_SECRET_ACCESS_KEY": "not-a-secret",
+        "AWS_ENDPOINT_URL": server,
+        "AWS_ACCESS_KEY_ID": kind.ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": kind.SECRET_KEY,
         "AWS_REGION": "us-east-1",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
         "NO_PROXY": "127.0.0.1,localhost",
     }
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3", "AWS_ALLOW_HTTP"):
-        monkeypatch.delenv(name, raising=False)
-    bucket = f"neuroray-{uuid.uuid4().hex[:12]}"
-    create_bucket(s3_server, bucket)
-    return f"s3://{bucket}"
+    for setting, value in settings.items():
+        monkeypatch.setenv(setting, value)
+    for setting in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3", "AWS_ALLOW_HTTP"):
+        monkeypatch.delenv(setting, raising=False)
+    kind.create_bucket(server, name)
+    yield f"s3://{name}"

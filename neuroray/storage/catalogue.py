@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import random
+import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 
 from neuroray.storage.faults import ForbiddenError, MissingObjectError, StoreError
 from neuroray.storage.locations import Location
-from neuroray.storage.retries import Attempts, describe, find_refusal, is_transient, keep_trying
+from neuroray.storage.retries import Attempts, describe, find_refusal, is_transient, keep_trying, shown
 
 # Old versions stay readable: a run pins one, and may be repeated years later.
 _PROPERTIES: Final = {
@@ -29,6 +30,8 @@ _PROPERTIES: Final = {
     "delta.deletedFileRetentionDuration": "interval 36500 days",
     "delta.enableExpiredLogCleanup": "false",
 }
+_LOG: Final = "_delta_log"
+_ACTIONS: Final = frozenset(("add", "remove", "metaData", "protocol", "txn", "commitInfo", "cdc", "domainMetadata"))
 _MARK: Final = "neuroray.commit"
 _COMMIT_ATTEMPTS: Final = 8
 _COMMIT_RETRIES: Final = 25  # inside the Delta library, without a pause
@@ -122,7 +125,7 @@ class Catalogue[R: Record]:
 
     def exists(self) -> bool:
         """Whether the table has been made."""
-        return "_delta_log" in self._location.names()
+        return _LOG in self._location.names()
 
     def version(self) -> int:
         """The newest version.
@@ -177,6 +180,28 @@ class Catalogue[R: Record]:
             self._snapshot = _extend(seen, new)
         self._merge_files(table)
 
+    def find_log_damage(self) -> list[tuple[str, str]]:
+        """Entries of the log that say nothing a reader would understand, and would pass over; each with its object.
+
+        The log carries no sums, and a reader takes an action that it does not know for one of a newer writer: rows
+        would be gone without a word.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        problems = []
+        keys = [key for key, _ in self._location.list(_LOG) if re.fullmatch(rf"{_LOG}/\d{{20}}\.json", key)]
+        for key in keys:
+            try:
+                lines = [json.loads(line) for line in self._location.read_bytes(key).splitlines() if line.strip()]
+                actions = {action for line in lines for action in line}
+            except ValueError:
+                problems.append((key, "cannot be understood"))
+                continue
+            if not actions or actions - _ACTIONS:
+                problems.append((key, f"holds {', '.join(sorted(actions - _ACTIONS)) or 'nothing'}"))
+        return problems
+
     def _commit(self, rows: pa.Table, seen_version: int) -> DeltaTable:
         """Appends, again and again while others are quicker or the server fails; gives the table as it is then.
 
@@ -198,7 +223,7 @@ class Catalogue[R: Record]:
                     continue
                 num_beaten += 1
                 if not isinstance(error, CommitFailedError):
-                    raise self._fault(what, error) from error
+                    raise self._fault(what, error) from shown(error)
                 if num_beaten == _COMMIT_ATTEMPTS:
                     raise self._fault(f"{what}: others did each time", error) from error
                 time.sleep(random.uniform(0.0, min(_LONGEST_PAUSE_S, 0.05 * 2**num_beaten)))
@@ -207,7 +232,7 @@ class Catalogue[R: Record]:
 
     def _is_marked(self, mark: str, seen_version: int, version: int) -> bool:
         """Whether a commit after the version seen carries the mark; the Delta library's history would hold the GIL."""
-        keys = [f"_delta_log/{number:020d}.json" for number in range(seen_version + 1, version + 1)]
+        keys = [f"{_LOG}/{number:020d}.json" for number in range(seen_version + 1, version + 1)]
         return any(mark.encode() in self._location.read_bytes(key) for key in keys)
 
     def _merge_files(self, table: DeltaTable) -> None:
@@ -219,15 +244,24 @@ class Catalogue[R: Record]:
             table.optimize.compact()
 
     def _try[T](self, what: str, attempt: Callable[[], T], version: int | None = None) -> T:
+        what_here = f"{what} in {self._location.uri}"
         try:
-            return keep_trying(attempt, what=f"{what} in {self._location.uri}")
+            try:
+                return keep_trying(attempt, what=what_here)
+            except (StoreError, PermissionError):
+                raise
+            except (DeltaError, OSError, ValueError):
+                if self._location.is_local:
+                    raise
+                # The Delta library checks no sums: what it cannot understand may have been spoiled on its way.
+                return keep_trying(attempt, what=what_here)
         except TableNotFoundError as error:
             raise MissingObjectError(f"there is no catalogue in {self._location.uri}") from error
         except StoreError:
             raise
         except (DeltaError, OSError, ValueError) as error:
-            if version is None or self._exists(version):
-                raise self._fault(what, error) from error
+            if version is None or find_refusal(error) or self._exists(version):
+                raise self._fault(what, error) from shown(error)
             raise StoreError(
                 f"the catalogue in {self._location.uri} cannot be opened at this version",
                 given=version,

@@ -208,6 +208,8 @@ class FeatureStore:
             mark = json.loads(self._location.read_bytes(_MARK))
         except MissingObjectError:
             return False
+        except ValueError as error:
+            raise StoreError(f"{_MARK} in {self._location.uri} cannot be understood", fix="restore it") from error
         if mark.get("fingerprint") != self.fingerprint or mark.get("version", 0) > _VERSION:
             raise StoreError(
                 f"{self._location.uri} holds features of another encoder or format",

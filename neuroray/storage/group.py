@@ -127,6 +127,9 @@ class StoredGroup:
         self._place = location.child(path)
         data = location.read_bytes(manifest_key(path))
         if _sha256(data) != manifest_sha256:
+            # It may have been spoiled on its way, which HTTP has no sums to notice.
+            data = location.read_bytes(manifest_key(path))
+        if _sha256(data) != manifest_sha256:
             raise DamagedObjectError(
                 f"{manifest_key(path)} is damaged in {location.uri}",
                 given=f"SHA-256 {_sha256(data)[:16]}...",

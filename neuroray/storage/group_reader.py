@@ -9,14 +9,12 @@ from typing import Any, Final, Protocol
 
 from neuroray.storage.faults import (
     DamagedObjectError,
-    ForbiddenError,
     MissingObjectError,
     StoreError,
-    UnreachableError,
 )
 from neuroray.storage.group import StoredGroup, manifest_key
 from neuroray.storage.locations import Location
-from neuroray.storage.retries import causes
+from neuroray.storage.retries import find_told
 from neuroray.storage.verify import find_damage
 
 _MAX_OPEN_GROUPS: Final = 1024  # some kilobytes each
@@ -66,7 +64,7 @@ class GroupReader:
         except MemoryError:
             raise
         except Exception as error:
-            told = _find_told(error)
+            told = find_told(error)
             if told is not None:
                 # It says all that there is to say, and to ask the same server for more would only take longer.
                 fault = f"scan {record.scan_id} cannot be read: {told.fault}"
@@ -105,8 +103,3 @@ class GroupReader:
         except StoreError as error:
             return f"{path} cannot be looked into ({error.given})"
         return "; ".join(f"{key}: {problem}" for key, problem in damage)
-
-
-def _find_told(error: BaseException) -> StoreError | None:
-    """Among the causes, that a server could not be reached or refused; None where the objects may be at fault."""
-    return next((link for link in causes(error) if isinstance(link, UnreachableError | ForbiddenError)), None)

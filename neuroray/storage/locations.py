@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError
+from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PermissionDeniedError
 from obstore.store import GCSStore, LocalStore, S3Store
 
+from neuroray.storage.credentials import find_keys
 from neuroray.storage.faults import ForbiddenError, MissingObjectError, ObjectExistsError, StoreError
-from neuroray.storage.retries import describe, find_refusal, keep_trying, read_policy
+from neuroray.storage.retries import describe, find_refusal, keep_trying, read_policy, shown
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -39,8 +40,8 @@ class Location:
 
     It is only an address: nothing is opened or made until an object is read or written, it can be pickled, and it holds
     no credentials. Those are taken, where they are used, from the usual environment (`AWS_ACCESS_KEY_ID`,
-    `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, ...) or the machine's
-    role.
+    `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, ...), from profiles
+    (`AWS_PROFILE`, `~/.aws`) or the machine's role.
 
     Whatever a busy server or a bad network spoils is tried again, until a deadline (`neuroray.storage.retries`).
 
@@ -176,8 +177,18 @@ class Location:
     def exists(self, key: str) -> bool:
         """Whether the object is there."""
         _check_key(key)
+
+        def look() -> None:
+            try:
+                obstore.head(self._open(), key)
+            except (GenericError, PermissionDeniedError) as error:
+                if "status code: 40" not in str(error):
+                    raise
+                # The answer to HEAD has no body that could say why it refused.
+                obstore.get(self._open(), key, options={"range": (0, 1)})
+
         try:
-            self._try(f"cannot look for {key}", lambda: obstore.head(self._open(), key))
+            self._try(f"cannot look for {key}", look)
         except MissingObjectError:
             return False
         return True
@@ -240,7 +251,10 @@ class Location:
 
     @property
     def delta_options(self) -> dict[str, str]:
-        """What the Delta library has to be told besides the environment, which it reads itself; no credentials."""
+        """What the Delta library has to be told besides the environment, which it reads itself.
+
+        With the keys of a profile or role, for the moment: to be used at once, and neither kept nor shown.
+        """
         if self.is_local:
             return {}
         policy = read_policy()
@@ -252,11 +266,14 @@ class Location:
         }
         if self.scheme != "s3":
             return times
-        options = times | {"AWS_ALLOW_HTTP": "true"} if _s3_endpoint().startswith("http://") else {}
+        keys = find_keys()
+        options = times if keys is None else times | keys.to_options()
+        if _s3_endpoint().startswith("http://"):
+            options["AWS_ALLOW_HTTP"] = "true"
         if "AWS_ENDPOINT_URL_S3" in os.environ:
             options["AWS_ENDPOINT_URL"] = _s3_endpoint()
         if not (os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")):
-            options["AWS_REGION"] = "us-east-1"
+            options["AWS_REGION"] = (keys and keys.region) or "us-east-1"
         return options
 
     @contextmanager
@@ -274,11 +291,11 @@ class Location:
         except (BaseError, OSError, ValueError) as error:
             refusal = _find_refusal(error, self.is_local)
             if refusal is not None:
-                raise ForbiddenError(fault, given=describe(error), expected="permission", fix=refusal) from error
+                raise ForbiddenError(fault, given=describe(error), expected="permission", fix=refusal) from shown(error)
             fix = (
                 "check the address, the network and the free space" if self.is_local else "check the address and AWS_*"
             )
-            raise StoreError(fault, given=describe(error), fix=fix) from error
+            raise StoreError(fault, given=describe(error), fix=fix) from shown(error)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Location) and self.uri == other.uri
@@ -322,7 +339,16 @@ class Location:
         if self.scheme == "gs":
             return GCSStore(self.bucket, prefix=prefix, client_options=client, retry_config=retries)
         client["allow_http"] = _s3_endpoint().startswith("http://")
-        return S3Store(self.bucket, prefix=prefix, client_options=client, retry_config=retries)
+        keys = find_keys()
+        region = {"region": keys.region} if keys and keys.region and not os.environ.get("AWS_REGION") else {}
+        return S3Store(
+            self.bucket,
+            prefix=prefix,
+            client_options=client,
+            retry_config=retries,
+            credential_provider=keys,
+            **region,
+        )
 
 
 def check_length(data: Any, promised: tuple[int, int]) -> Any:

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from neuroray.storage.faults import StoreError, UnreachableError
+from neuroray.storage.faults import ForbiddenError, StoreError, UnreachableError
 
 DEADLINE: Final = "NEURORAY_DEADLINE_S"
 STALL: Final = "NEURORAY_STALL_S"
@@ -119,7 +119,7 @@ class Attempts:
         spent_s = now_s - self._first_failure_s
         pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(self.num_failed - 1, 10)) * random.uniform(0.5, 1.5)
         if spent_s + pause_s > policy.deadline_s:
-            raise self._give_up(error, spent_s) from error
+            raise self._give_up(error, spent_s) from shown(error)
         if self.num_failed == 1:
             _log.warning("%s: %s; trying again for up to %g s", self._what, describe(error), policy.deadline_s)
         return pause_s
@@ -188,6 +188,11 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
+def find_told(error: BaseException) -> StoreError | None:
+    """Among the causes, that a server could not be reached or refused; None where the objects may be at fault."""
+    return next((link for link in causes(error) if isinstance(link, UnreachableError | ForbiddenError)), None)
+
+
 def find_refusal(error: BaseException) -> str | None:
     """What to do when a server refused for who asks, or when; None for any other error."""
     for words, fix in _REFUSALS.items():
@@ -205,6 +210,12 @@ def describe(error: BaseException) -> str:
     elif system := _SYSTEM.search(text):
         words = f"{words} ({system[1] or system[0]})"
     return redact(f"{type(error).__name__}: {words}")[:300]
+
+
+def shown(error: BaseException) -> BaseException | None:
+    """The error, to raise another from it; None where its text holds a secret, which every traceback would show."""
+    text = str(error)
+    return error if redact(text) == text else None
 
 
 def redact(text: str) -> str:

@@ -344,17 +344,21 @@ class ScanStore:
             return decode_values(voxels, np.asarray(stored))
 
     def verify(self, scan_ids: Sequence[str] | None = None) -> list[Fault]:
-        """Reads every byte of scans (of all, when None) and lists what is not as it was written.
+        """Reads every byte of scans (of all, and the catalogue's log, when None); lists what is not as it was written.
 
         Raises:
             StoreError: no such scan, or the store cannot be reached.
         """
         snapshot = self._snapshot()
         records = snapshot.records if scan_ids is None else [snapshot.find(one) or self.record(one) for one in scan_ids]
-        faults = self.verify_rows([record.scan_id for record in records])
+        faults = self.verify_log() if scan_ids is None else []
+        changed = self.verify_rows([record.scan_id for record in records])
+        # What a changed row says of its group is not to be trusted either.
+        distrusted = {fault.scan_id for fault in changed}
         for record in records:
-            faults += verify_group(self.location, record.path, record.manifest_sha256, scan_id=record.scan_id)
-        return faults
+            if record.scan_id not in distrusted:
+                faults += verify_group(self.location, record.path, record.manifest_sha256, scan_id=record.scan_id)
+        return [*changed, *faults]
 
     def verify_rows(self, scan_ids: Sequence[str]) -> list[Fault]:
         """Lists scans whose row in the catalogue is not what was written; reads no scan."""
@@ -362,6 +366,15 @@ class ScanStore:
         changed = [scan_id for scan_id in scan_ids if not snapshot.is_intact(scan_id)]
         problem = "the scan's row has changed (SHA-256)"
         return [Fault(scan_id=scan_id, object=_CATALOGUE, problem=problem) for scan_id in changed]
+
+    def verify_log(self) -> list[Fault]:
+        """What of the catalogue's log has changed so that a reader would pass over it; of no scan that could be named.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        found = self._catalogue.find_log_damage()
+        return [Fault(scan_id="", object=f"{_CATALOGUE}/{key}", problem=problem) for key, problem in found]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"location": self.location, "version": self._pinned}

@@ -240,7 +240,7 @@ class _Connection(socketserver.BaseRequestHandler):
         if proxy.latency_s and proxy.stopping.wait(proxy.latency_s):
             return False
         if fault in _REFUSALS:
-            self._refuse(method, *_REFUSALS[fault])
+            self._refuse(request, *_REFUSALS[fault])
             return True
         if fault == "reset":
             self._reset()
@@ -304,10 +304,13 @@ class _Connection(socketserver.BaseRequestHandler):
                 break
         raise _LostError
 
-    def _refuse(self, method: str, status: int, code: str, message: str) -> None:
-        body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+    def _refuse(self, request: Request, status: int, code: str, message: str) -> None:
+        # As S3 does, it says whose key it refuses.
+        key = f"<AWSAccessKeyId>{request.access_key}</AWSAccessKeyId>" if code == "InvalidAccessKeyId" else ""
+        text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message>{key}</Error>"
+        body = text.encode()
         head = f"HTTP/1.1 {status} {code}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
-        self.request.sendall(head.encode() + (b"" if method == "HEAD" else body))
+        self.request.sendall(head.encode() + (b"" if request.method == "HEAD" else body))
 
     def _reset(self) -> NoReturn:
         # To close with nothing to linger for sends RST; the server's own way to close would send FIN first.

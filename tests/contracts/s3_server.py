@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+ACCESS_KEY, SECRET_KEY = "neuroray-tests", "not-a-secret"
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Any]
 
 
@@ -38,6 +39,15 @@ def create_bucket(endpoint_url: str, name: str) -> None:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=10):
         pass
+
+
+def delete_all(uri: str) -> None:
+    """Deletes every object below an address."""
+    from neuroray.storage.locations import Location
+
+    place = Location(uri)
+    for key, _ in place.list():
+        place.delete(key)
 
 
 class _AtomicConditionalWrites:

@@ -20,6 +20,8 @@ import zarr
 
 from neuroray.storage import catalogue, group, store
 from neuroray.storage.participants import Participant
+from neuroray.storage.profiles.prepared import Prepared
+from neuroray.storage.profiles.profile import find_profile
 from neuroray.storage.scan import Encoding, Scan, SourceGrid
 from neuroray.storage.store import ScanRecord, ScanStore, StoreError
 
@@ -83,7 +85,14 @@ def assert_same_scan(found: Scan, expected: Scan) -> None:
             np.testing.assert_array_equal(getattr(found.source, field.name), getattr(expected.source, field.name))
 
 
-def write(scans: ScanStore, scan: Scan, scan_id: str = "sub-01_T1w", **details: Any) -> ScanRecord:
+def make_masked() -> Prepared:
+    """The scaled run with a brain mask: a group with every kind of array that there is."""
+    scan = make_scan()
+    mask = np.random.default_rng(1).random(scan.grid_shape) < 0.5
+    return Prepared(scan=scan, profile=find_profile("native"), mask=mask)
+
+
+def write(scans: ScanStore, scan: Scan | Prepared, scan_id: str = "sub-01_T1w", **details: Any) -> ScanRecord:
     """Writes with the details that a test does not care about filled in."""
     return scans.write(scan, **{"scan_id": scan_id, "subject": "sub-01", "modality": "T1w", **details})
 
@@ -187,7 +196,7 @@ class StoreContract:
     def test_plain_zarr_reads_the_numbers_of_the_file(self, scans: ScanStore):
         scan = make_scan()
         record = write(scans, scan)
-        options = None if scans.location.is_local else {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]}
+        options = None if scans.location.is_local else {"endpoint_url": os.environ.get("AWS_ENDPOINT_URL")}
         opened = zarr.open_group(f"{scans.uri}/{record.path}", mode="r", storage_options=options)
         voxels = opened["voxels"]
         assert isinstance(voxels, zarr.Array)
@@ -335,8 +344,7 @@ class StoreContract:
     # Damage is an error, never voxels
 
     def test_a_flipped_bit_anywhere_is_found(self, scans: ScanStore, small_pieces: None):
-        scan = make_scan()
-        record = write(scans, scan)
+        record = write(scans, make_masked())
         draw = random.Random(1)
         manifest = group.manifest_key(record.path)
         for key, size_bytes in scans.location.list(f"scans/{record.scan_id}"):
@@ -347,31 +355,33 @@ class StoreContract:
                 damaged[offset] ^= 1 << draw.randrange(8)
                 scans.location.write_bytes(key, bytes(damaged))
                 assert [fault.object for fault in scans.verify()] == [key], f"byte {offset} of {key}"
-                self._assert_error_or_same(scans, scan, must_fail=key == manifest or "/c/" in key)
+                self._assert_error_or_same(scans, must_fail=key == manifest or "/c/" in key)
             scans.location.write_bytes(key, intact)
         assert scans.verify() == []
 
     def test_a_missing_object_is_found(self, scans: ScanStore, small_pieces: None):
-        scan = make_scan()
-        record = write(scans, scan)
+        record = write(scans, make_masked())
         manifest = group.manifest_key(record.path)
         for key, _ in scans.location.list(f"scans/{record.scan_id}"):
             intact = scans.location.read_bytes(key)
             scans.location.delete(key)
             assert [(fault.object, fault.problem) for fault in scans.verify()] == [(key, "missing")]
-            self._assert_error_or_same(scans, scan, must_fail=key == manifest or "/c/" in key, named=key)
+            self._assert_error_or_same(scans, must_fail=key == manifest or "/c/" in key, named=key)
             scans.location.write_bytes(key, intact)
         assert scans.verify() == []
 
-    def test_a_truncated_shard_is_found(self, scans: ScanStore):
-        scan = make_scan()
-        record = write(scans, scan)
-        key = f"{record.path}/voxels/c/0/0/0/0"
-        intact = scans.location.read_bytes(key)
-        for kept in (0, 1, len(intact) // 2, len(intact) - 1):
-            scans.location.write_bytes(key, intact[:kept])
-            assert [fault.problem for fault in scans.verify()] == [f"{kept} bytes instead of {len(intact)}"]
-            self._assert_error_or_same(scans, scan, must_fail=True, named=key)
+    def test_a_truncated_chunk_or_shard_is_found(self, scans: ScanStore):
+        record = write(scans, make_masked())
+        keys = [key for key, _ in scans.location.list(record.path) if "/c/" in key]
+        assert {key.removeprefix(f"{record.path}/").partition("/")[0] for key in keys} == {"voxels", "mask", "header"}
+        for key in keys:
+            intact = scans.location.read_bytes(key)
+            for kept in (0, 1, len(intact) // 2, len(intact) - 1):
+                scans.location.write_bytes(key, intact[:kept])
+                faults = [(fault.object, fault.problem) for fault in scans.verify()]
+                assert faults == [(key, f"{kept} bytes instead of {len(intact)}")]
+                self._assert_error_or_same(scans, must_fail=True, named=key)
+            scans.location.write_bytes(key, intact)
 
     def test_a_store_out_of_reach_is_no_fault_of_a_scan(self, scans: ScanStore, monkeypatch: pytest.MonkeyPatch):
         write(scans, make_scan())
@@ -407,15 +417,17 @@ class StoreContract:
         assert write(scans, make_scan(), rewrite=damage == "flipped") == record
         assert scans.verify() == []
 
-    def _assert_error_or_same(self, scans: ScanStore, scan: Scan, *, must_fail: bool, named: str = "") -> None:
+    def _assert_error_or_same(self, scans: ScanStore, *, must_fail: bool, named: str = "") -> None:
         # A fresh store: one that has read the scan before may know enough to do without an object.
+        fresh, expected = ScanStore(scans.uri), make_masked()
         try:
-            found = ScanStore(scans.uri).read("sub-01_T1w")
+            found, mask = fresh.read("sub-01_T1w"), fresh.read_mask("sub-01_T1w")
         except StoreError as error:
             fault = error.fault
         else:
             assert not must_fail
-            assert_same_scan(found, scan)
+            assert_same_scan(found, expected.scan)
+            np.testing.assert_array_equal(mask, expected.mask)  # type: ignore[arg-type]
             return
         assert "sub-01_T1w" in fault
         assert named in fault
@@ -460,6 +472,32 @@ class StoreContract:
         assert_same_scan(scans.read("sub-01_T1w"), make_scan())
         assert scans.verify() == []
 
+    def test_writers_of_one_scan_that_differ_leave_one_of_them_whole(self, scans: ScanStore):
+        barrier = threading.Barrier(3)
+        left: list[BaseException] = []
+
+        def ingest(seed: int) -> None:
+            try:
+                own = ScanStore(scans.uri)
+                barrier.wait()
+                write(own, make_scan("int16 volume", seed=seed))
+            except Exception as error:
+                left.append(error)
+
+        threads = [threading.Thread(target=ingest, args=(seed,)) for seed in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert left == []
+        (record,) = ScanStore(scans.uri).records()
+        assert scans.verify() == []
+        found = scans.read(record.scan_id).voxels
+        assert sum(np.array_equal(found, make_scan("int16 volume", seed=seed).voxels) for seed in range(3)) == 1
+        # The others stand in the history, whole.
+        versions = {version: ScanStore(scans.uri, version=version) for version in range(1, scans.version + 1)}
+        assert all(pinned.verify() == [] for pinned in versions.values())
+
     def test_processes_that_write_at_once_lose_nothing(self, store_uri: str):
         # Each makes the store, too: only one of them can be first.
         script = textwrap.dedent("""
@@ -470,8 +508,9 @@ class StoreContract:
             scans = ScanStore.create(sys.argv[1])
             for number in range(3):
                 voxels = np.full((3, 4, 5), number, np.int16)
-                name = f"p{sys.argv[2]}-{number}"
-                scans.write(Scan(voxels=voxels, affine=np.eye(4)), scan_id=name, subject=name, modality="T1w")
+                # Of its own, and the same as the other's.
+                for name in (f"p{sys.argv[2]}-{number}", f"shared-{number}"):
+                    scans.write(Scan(voxels=voxels, affine=np.eye(4)), scan_id=name, subject=name, modality="T1w")
         """)
         root = str(Path(store.__file__).parents[2])
         processes = [
@@ -479,7 +518,8 @@ class StoreContract:
         ]
         assert [process.wait(timeout=240) for process in processes] == [0, 0]
         scans = ScanStore(store_uri)
-        assert [record.scan_id for record in scans.records()] == [f"p{p}-{n}" for p in range(2) for n in range(3)]
+        names = [f"{who}-{number}" for who in ("p0", "p1", "shared") for number in range(3)]
+        assert [record.scan_id for record in scans.records()] == names
         assert scans.verify() == []
 
     # What is no store, and what may not go in
