@@ -340,7 +340,8 @@ class Location:
             return GCSStore(self.bucket, prefix=prefix, client_options=client, retry_config=retries)
         client["allow_http"] = _s3_endpoint().startswith("http://")
         keys = find_keys()
-        region = {"region": keys.region} if keys and keys.region and not os.environ.get("AWS_REGION") else {}
+        has_own_region = keys is not None and keys.region and not os.environ.get("AWS_REGION")
+        region: dict[str, Any] = {"region": keys.region} if keys and has_own_region else {}
         return S3Store(
             self.bucket,
             prefix=prefix,
