@@ -126,7 +126,7 @@ def test_the_contract_holds_in_the_interpreter() -> None:
         "-m",
         "not gpu",
         "-k",
-        "nterpreted or chunks",
+        "(nterpreted or chunks) and not checkpoint",  # of which a GPU sees all: one here takes seconds
     ]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
