@@ -46,17 +46,6 @@ torch.use_deterministic_algorithms(True, warn_only=True)
 torch.utils.deterministic.fill_uninitialized_memory = True
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several test processes, a file stays in one; all that start a Ray stay in one together, one at a time.
-
-    Two clusters starting at once on two cores have been seen to wait for each other until one gave up.
-    """
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(autouse=True)
 def _fixed_seeds() -> None:
     random.seed(0)
