@@ -231,7 +231,7 @@ def test_a_withdrawal_cut_off_at_any_request_is_finished_by_the_next(
     withdraw(ScanStore(f"{s3_bucket}/count"), {"leaves"})
     num_requests = len(proxy.requests)
     assert num_requests > 20
-    for position in range(0, num_requests, 5):
+    for position in range(num_requests):
         uri = f"{s3_bucket}/store-{position}"
         fill_two(uri)
         die_at(proxy, position, monkeypatch)
