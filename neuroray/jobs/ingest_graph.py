@@ -6,10 +6,7 @@ decoded them, and only the outcome, a small record, travels.
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, Literal, cast
@@ -18,6 +15,7 @@ from dask import _task_spec as task_spec
 from dask.local import get_sync
 
 from neuroray.jobs.ingest_steps import Order, Outcome, convert, fetch, profile_step, read, write
+from neuroray.jobs.spread import is_on_cluster, spread_over_threads
 from neuroray.storage.profiles import steps as profile_steps
 
 Scheduler = Literal["auto", "local", "ray"]
@@ -62,23 +60,12 @@ def choose_scheduler(asked: Scheduler, num_workers: int | None) -> Literal["loca
     """Ray where it is connected already, where `RAY_ADDRESS` names a cluster, or for several workers; else here."""
     if asked != "auto":
         return asked
-    ray = sys.modules.get("ray")
-    is_connected = ray is not None and ray.is_initialized()
-    return "ray" if is_connected or os.environ.get("RAY_ADDRESS") or (num_workers or 1) > 1 else "local"
+    return "ray" if is_on_cluster() or (num_workers or 1) > 1 else "local"
 
 
 def run_here(graphs: Iterable[ScanGraph], num_threads: int = 1) -> Iterator[Outcome]:
     """Works graphs off in this process, one after the other, or some at once; outcomes come as they are ready."""
-    if num_threads == 1:
-        yield from map(_work_off, graphs)
-        return
-    waiting = iter(graphs)
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="ingest") as pool:
-        running = {pool.submit(_work_off, graph) for graph in islice(waiting, num_threads)}
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            running |= {pool.submit(_work_off, graph) for graph in islice(waiting, len(done))}
-            yield from (future.result() for future in done)
+    return spread_over_threads(_work_off, graphs, num_threads=num_threads)
 
 
 def run_on_ray(

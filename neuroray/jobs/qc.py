@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import io
 import json
 import math
-import os
 import shlex
 from collections.abc import Generator, Sequence
 from contextlib import closing
@@ -30,6 +30,7 @@ from neuroray.platform.quality.page import PageFacts, render_page, tell_headline
 from neuroray.platform.quality.saved import file_name, load_quality, save_quality
 from neuroray.storage.faults import StoreError
 from neuroray.storage.store import ScanRecord, ScanStore
+from neuroray.storage.whole_file import replace_file
 
 _CACHE = "scans"
 _FORMAT = 1
@@ -126,9 +127,10 @@ def _run(args: Args, store: ScanStore, records: list[ScanRecord], out: Path) -> 
     pairs = [(record, dataclasses.replace(one, scan_id=record.scan_id)) for record, one in found if one is not None]
     cohort = compare_scans(pairs)
     facts = _facts(args, store, sorted(failed, key=lambda one: one["scan_id"]))
-    _write(out / "qc.html", render_page(cohort, facts))
-    _write(out / "qc.json", json.dumps(_describe(cohort, facts), indent=2, allow_nan=False) + "\n")
-    _write_table(out / "qc.csv", cohort)
+    replace_file(out / "qc.html", render_page(cohort, facts).encode())
+    described = json.dumps(_describe(cohort, facts), indent=2, allow_nan=False) + "\n"
+    replace_file(out / "qc.json", described.encode())
+    replace_file(out / "qc.csv", _format_table(cohort).encode())
     return Answer(
         store=store.uri,
         catalogue_version=store.version,
@@ -208,32 +210,24 @@ def _list_findings(scan: Examined) -> tuple[str, ...]:
     return tuple(finding.text for finding in scan.findings if finding.kind != "flag")
 
 
-def _write(path: Path, text: str) -> None:
-    """Whole: who opens it meanwhile sees the page before."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(path)
-
-
-def _write_table(path: Path, cohort: Cohort) -> None:
+def _format_table(cohort: Cohort) -> str:
     """One row a scan, all measures, sorted by scan."""
     grid = ("spacing_x", "spacing_y", "spacing_z", "spacing_tr", "size_x", "size_y", "size_z", "size_t")
     fields = ("fov_x_mm", "fov_y_mm", "fov_z_mm")
     names = [*MEASURES, *sorted({name for scan in cohort.scans for name in scan.quality.measures} - set(MEASURES))]
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", newline="") as stream:
-        table = csv.writer(stream, lineterminator="\n")
-        table.writerow(["scan_id", "modality", "region", "orientation", *grid, *fields, *names, "findings"])
-        for scan in sorted(cohort.scans, key=lambda scan: scan.record.scan_id):
-            record, quality = scan.record, scan.quality
-            is_run = len(record.shape) == 4
-            numbers = [*record.zooms_mm[-3:], record.repetition_time_s, *record.shape[-3:]]
-            numbers += [record.shape[0] if is_run else 1, *field_of_view_mm(record)]
-            numbers += [quality.measures.get(name) for name in names]
-            told = ["" if number is None else f"{number:.9g}" for number in numbers]
-            findings = "; ".join(finding.text for finding in scan.findings)
-            table.writerow([record.scan_id, record.modality, quality.region, quality.orientation, *told, findings])
-    partial.replace(path)
+    stream = io.StringIO(newline="")
+    table = csv.writer(stream, lineterminator="\n")
+    table.writerow(["scan_id", "modality", "region", "orientation", *grid, *fields, *names, "findings"])
+    for scan in sorted(cohort.scans, key=lambda scan: scan.record.scan_id):
+        record, quality = scan.record, scan.quality
+        is_run = len(record.shape) == 4
+        numbers = [*record.zooms_mm[-3:], record.repetition_time_s, *record.shape[-3:]]
+        numbers += [record.shape[0] if is_run else 1, *field_of_view_mm(record)]
+        numbers += [quality.measures.get(name) for name in names]
+        told = ["" if number is None else f"{number:.9g}" for number in numbers]
+        findings = "; ".join(finding.text for finding in scan.findings)
+        table.writerow([record.scan_id, record.modality, quality.region, quality.orientation, *told, findings])
+    return stream.getvalue()
 
 
 def _describe(cohort: Cohort, facts: PageFacts) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import neuroray
+from neuroray.storage.whole_file import replace_file
 
 _PACKAGES = ("ray", "torch", "timm", "zarr", "nibabel", "numpy", "deltalake", "triton")
 
@@ -49,9 +50,7 @@ class RunRecord:
 
     def write(self) -> None:
         """Writes the file whole; a reader never sees half of it."""
-        partial = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(self.facts, indent=2, default=str) + "\n")
-        partial.replace(self._path)
+        replace_file(self._path, (json.dumps(self.facts, indent=2, default=str) + "\n").encode())
 
 
 @contextlib.contextmanager

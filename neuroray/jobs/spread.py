@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 
 def is_on_cluster() -> bool:
@@ -17,21 +17,18 @@ def is_on_cluster() -> bool:
     return ray is not None and ray.is_initialized()
 
 
-def spread_over_threads[T, R](work: Callable[[T], R], items: Sequence[T], *, num_threads: int) -> Iterator[R]:
-    """What `work` gives for each item, as they get ready; no more than twice as many as threads wait in line."""
+def spread_over_threads[T, R](work: Callable[[T], R], items: Iterable[T], *, num_threads: int) -> Iterator[R]:
+    """What `work` gives for each item, as they get ready; no more items are taken up than there are threads."""
     if num_threads <= 1:
         yield from map(work, items)
         return
-    pending: set[Future[R]] = set()
+    waiting = iter(items)
     with ThreadPoolExecutor(num_threads) as pool:
+        pending = {pool.submit(work, item) for item in itertools.islice(waiting, num_threads)}
         try:
-            for item in items:
-                pending.add(pool.submit(work, item))
-                if len(pending) >= 2 * num_threads:
-                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
             while pending:
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                pending |= {pool.submit(work, item) for item in itertools.islice(waiting, len(done))}
                 yield from (future.result() for future in done)
         finally:
             for future in pending:  # somebody stopped listening, or an item failed

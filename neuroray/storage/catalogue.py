@@ -107,11 +107,7 @@ class Catalogue[R: Record]:
 
     def create(self) -> None:
         """Makes the table where there is none."""
-        own = [
-            pa.field("after_version", pa.int64(), nullable=False),
-            pa.field("record_sha256", pa.string(), nullable=False),
-        ]
-        schema = pa.schema([*self._columns, *own])
+        schema = pa.schema([*self._columns, *_OWN_COLUMNS])
 
         def make() -> None:
             try:

@@ -209,7 +209,7 @@ def test_a_scan_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        bids_writer.write_whole(tmp_path / "sub-0001_T1w.nii.gz", b"half")
+        bids_writer.write_scan_file(tmp_path / "sub-0001_T1w.nii.gz", b"half", {})
     assert not (tmp_path / "sub-0001_T1w.nii.gz").exists()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from neuroray.kernels.attention_pool.reference import pool_by_loops
 from neuroray.kernels.attention_pool.torch_impl import pool_by_segments
-from neuroray.kernels.choice import choose
+from neuroray.kernels.choice import call_when_used, choose, runs_anywhere
 from neuroray.kernels.errors import KernelError
 
 if TYPE_CHECKING:
@@ -62,16 +62,6 @@ class Implementation(NamedTuple):
     find_obstacle: Callable[[torch.device, torch.dtype], str | None]
 
 
-def _runs_anywhere(device: torch.device, dtype: torch.dtype) -> None:
-    del device, dtype
-
-
-def _pool_by_triton(inputs: PoolInputs) -> tuple[Tensor, Tensor, Tensor]:
-    # Imported when first used: triton is large, and reads TRITON_INTERPRET when the kernels are made.
-    module = importlib.import_module("neuroray.kernels.attention_pool.triton_impl")
-    return module.pool_by_tiles(inputs)
-
-
 @cache
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
@@ -94,9 +84,12 @@ OLDEST_GPU = (8, 0)
 """Compute capability: the first with bfloat16, and the oldest that the kernels are compiled for in the tests."""
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
-    "reference": Implementation(pool_by_loops, _runs_anywhere),
-    "torch": Implementation(pool_by_segments, _runs_anywhere),
-    "triton": Implementation(_pool_by_triton, _find_triton_obstacle),
+    "reference": Implementation(pool_by_loops, runs_anywhere),
+    "torch": Implementation(pool_by_segments, runs_anywhere),
+    # Triton is large, and reads TRITON_INTERPRET when the kernels are made.
+    "triton": Implementation(
+        call_when_used("neuroray.kernels.attention_pool.triton_impl", "pool_by_tiles"), _find_triton_obstacle
+    ),
 }
 _PREFERRED = {"cuda": ("triton", "torch")}
 

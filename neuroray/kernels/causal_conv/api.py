@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from neuroray.kernels.causal_conv import torch_impl
 from neuroray.kernels.causal_conv.inputs import ConvInputs, check_inputs
 from neuroray.kernels.causal_conv.reference import convolve_by_tokens
-from neuroray.kernels.choice import choose
+from neuroray.kernels.choice import call_when_used, choose, find_obstacle_when_used, runs_anywhere
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -30,26 +29,15 @@ class Implementation(NamedTuple):
     find_obstacle: Callable[[torch.device, torch.dtype], str | None]
 
 
-def _runs_anywhere(device: torch.device, dtype: torch.dtype) -> None:
-    del device, dtype
-
-
 def _load_when_used(module: str) -> Implementation:
-    """An implementation in a module of its own, imported when it is first asked for anything."""
+    """An implementation in a module of its own."""
     name = f"neuroray.kernels.causal_conv.{module}"
-
-    def convolve(inputs: ConvInputs) -> Tensor:
-        return importlib.import_module(name).convolve(inputs)
-
-    def find_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-        return importlib.import_module(name).find_obstacle(device, dtype)
-
-    return Implementation(convolve, find_obstacle)
+    return Implementation(call_when_used(name, "convolve"), find_obstacle_when_used(name))
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
-    "reference": Implementation(convolve_by_tokens, _runs_anywhere),
-    "torch": Implementation(torch_impl.convolve, _runs_anywhere),
+    "reference": Implementation(convolve_by_tokens, runs_anywhere),
+    "torch": Implementation(torch_impl.convolve, runs_anywhere),
     "cpp": _load_when_used("cpp_impl"),
     "triton": _load_when_used("triton_impl"),
 }

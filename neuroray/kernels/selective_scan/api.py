@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from neuroray.kernels.choice import choose
+from neuroray.kernels.choice import call_when_used, choose, find_obstacle_when_used, runs_anywhere
 from neuroray.kernels.selective_scan.inputs import ScanInputs, check_inputs
 from neuroray.kernels.selective_scan.reference import scan_by_tokens
 
@@ -46,33 +45,14 @@ def add_directions(scan: Callable[[ScanInputs], tuple[Tensor, Tensor]]) -> Calla
     return run
 
 
-def _runs_anywhere(device: torch.device, dtype: torch.dtype) -> None:
-    del device, dtype
-
-
 def _load_when_used(module: str) -> Implementation:
-    """An implementation in a module of its own, imported when it is first asked for anything."""
+    """An implementation in a module of its own."""
     name = f"neuroray.kernels.selective_scan.{module}"
-
-    def scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
-        return importlib.import_module(name).scan(inputs)
-
-    def both(ahead: ScanInputs, back: ScanInputs) -> Tensor:
-        return importlib.import_module(name).both(ahead, back)
-
-    def find_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-        try:
-            loaded = importlib.import_module(name)
-        except (ImportError, RuntimeError) as error:
-            # What a module stands on may be absent, or refuse to start (a driver, a compiler).
-            return f"{module} cannot be imported: {error}"
-        return loaded.find_obstacle(device, dtype)
-
-    return Implementation(scan, both, find_obstacle)
+    return Implementation(call_when_used(name, "scan"), call_when_used(name, "both"), find_obstacle_when_used(name))
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
-    "reference": Implementation(scan_by_tokens, add_directions(scan_by_tokens), _runs_anywhere),
+    "reference": Implementation(scan_by_tokens, add_directions(scan_by_tokens), runs_anywhere),
     "torch": _load_when_used("torch_impl"),
     "cpp": _load_when_used("cpp_impl"),
     "triton": _load_when_used("triton_impl"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 
 from neuroray.platform.quality.examine import VERSION, Course, ScanQuality
 from neuroray.platform.quality.tiles import Tile
+from neuroray.storage.whole_file import replace_file
 
 _ARRAYS = ("global_signal", "dvars", "displacement_mm", "carpet")
 _ENDING = ".npz"
@@ -35,10 +35,7 @@ def save_quality(quality: ScanQuality, path: Path) -> None:
         arrays |= {name: values for name, values in found.items() if values is not None}
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, facts=np.array(json.dumps(facts)), **arrays)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(content.getvalue())
-    partial.replace(path)
+    replace_file(path, content.getvalue())
 
 
 def load_quality(path: Path) -> ScanQuality | None:

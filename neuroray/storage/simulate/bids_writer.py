@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import neuroray
 from neuroray.storage.simulate.people import CohortConfig, Modality, Person
 from neuroray.storage.simulate.sites import Site
+from neuroray.storage.whole_file import replace_file
 
 GROUND_TRUTH = "ground_truth"
 _BIDS_VERSION = "1.10.0"
@@ -77,7 +77,7 @@ def write_scan_file(path: Path, nifti: bytes, sidecar: dict[str, Any]) -> None:
     """Writes a compressed scan and its sidecar; the same bytes every time (no name or time in the gzip header)."""
     write_json(path.with_name(path.name.removesuffix(".nii.gz") + ".json"), sidecar)
     # Noise does not compress: a higher level costs seconds and saves a few per cent.
-    write_whole(path, gzip.compress(nifti, compresslevel=1, mtime=0))
+    replace_file(path, gzip.compress(nifti, compresslevel=1, mtime=0))
 
 
 def make_sidecar(site: Site, modality: Modality, *, has_skull: bool) -> dict[str, Any]:
@@ -114,8 +114,8 @@ def write_dataset_files(root: Path, config: CohortConfig) -> None:
         "GeneratedBy": [{"Name": "neuroray simulate", "Version": neuroray.__version__}],
     }
     write_json(root / "dataset_description.json", description)
-    write_whole(root / "README", _README.format(truth=GROUND_TRUTH).encode())
-    write_whole(root / ".bidsignore", f"{GROUND_TRUTH}/\nrun.json\n".encode())
+    replace_file(root / "README", _README.format(truth=GROUND_TRUTH).encode())
+    replace_file(root / ".bidsignore", f"{GROUND_TRUTH}/\nrun.json\n".encode())
 
 
 def write_participants(root: Path, people: Sequence[Person]) -> None:
@@ -142,20 +142,12 @@ def write_participants(root: Path, people: Sequence[Person]) -> None:
 def write_tsv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table as BIDS wants it."""
     lines = ["\t".join(columns), *("\t".join(row) for row in rows)]
-    write_whole(path, ("\n".join(lines) + "\n").encode())
+    replace_file(path, ("\n".join(lines) + "\n").encode())
 
 
 def write_json(path: Path, content: Any) -> None:
     """Indented JSON."""
-    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file so that it is there whole or not at all; makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    replace_file(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _write_sessions(folder: Path, person: Person) -> None:

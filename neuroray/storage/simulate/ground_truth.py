@@ -21,13 +21,14 @@ from jaxtyping import Float, Float32
 from neuroray.storage.simulate import acquisition, atrophy, deformation
 from neuroray.storage.simulate.acquisition import Picture
 from neuroray.storage.simulate.anatomy import Affine, Head, Volumes
-from neuroray.storage.simulate.bids_writer import GROUND_TRUTH, visit_label, write_json, write_tsv, write_whole
+from neuroray.storage.simulate.bids_writer import GROUND_TRUTH, visit_label, write_json, write_tsv
 from neuroray.storage.simulate.bold import MOTION_NAMES, Recording
 from neuroray.storage.simulate.networks import NETWORKS, coupling_effects, load_network_maps
 from neuroray.storage.simulate.people import Modality, Person
 from neuroray.storage.simulate.regions import REGION_SPACING_MM, load_regions
 from neuroray.storage.simulate.sites import SITES
 from neuroray.storage.simulate.template import SimulationError, load_template
+from neuroray.storage.whole_file import replace_file
 
 PlantedMap = Literal["ventricles", "cortex", "medial_temporal", "temporal_horn", "periventricular"]
 
@@ -75,7 +76,7 @@ def write_visit_truth(
     folder, label = root / GROUND_TRUTH, visit_label(person, visit_index)
     buffer = io.BytesIO()
     np.save(buffer, head.controls)
-    write_whole(folder / "people" / f"sub-{person.subject}_controls.npy", buffer.getvalue())
+    replace_file(folder / "people" / f"sub-{person.subject}_controls.npy", buffer.getvalue())
     scans: dict[str, Any] = {}
     if picture is not None:
         scans["T1w"] = _describe_picture(picture)
@@ -221,7 +222,7 @@ def _write_run(path: Path, recording: Recording) -> None:
 def _write_map(path: Path, values: np.ndarray, affine: Affine) -> None:
     stored = acquisition.encode_int16(values, slope=1e-4, intercept=0.0)
     nifti = acquisition.make_nifti(stored, affine, slope=1e-4, intercept=0.0, repetition_time_s=None)
-    write_whole(path, gzip.compress(nifti, compresslevel=6, mtime=0))
+    replace_file(path, gzip.compress(nifti, compresslevel=6, mtime=0))
 
 
 def _as_list(matrix: np.ndarray) -> list[Any]:
