@@ -138,7 +138,7 @@ def _verify(args: Args) -> Answer:
     journal = _Journal(None if args.out is None else Path(args.out, _JOURNAL), store.uri)
     known = {} if args.again else journal.read()
     waiting = [group for group in groups if group.manifest_sha256 not in known]
-    faults += store.verify_rows([record.scan_id for record in records])
+    faults += [*store.verify_log(), *store.verify_rows([record.scan_id for record in records])]
     num_in_a_row = 0
     with closing(_spread(args, store.location, waiting)) as results:
         for result in progress(results, total=len(waiting), label="verify"):

@@ -219,3 +219,14 @@ def test_a_connected_ray_gives_each_answer_once(ray_session: Any, store: ScanSto
     damage(store, "scan-6")
     answer = check(store, workers=2)
     assert [fault["scan_id"] for fault in answer.faults] == ["scan-6"]
+
+
+def test_a_log_entry_that_readers_would_pass_over_is_a_fault(store: ScanStore):
+    entry = max(Path(store.uri, "catalogue/_delta_log").glob("*.json"))
+    entry.write_text(entry.read_text().replace('{"add":', '{"bdd":'))
+    answer = check(store)
+    assert answer.num_scans == NUM_SCANS - 1
+    assert [(fault["object"], fault["problem"]) for fault in answer.faults] == [
+        (f"catalogue/_delta_log/{entry.name}", "holds bdd")
+    ]
+    assert answer.exit_code == 1
