@@ -60,14 +60,16 @@ def _answer_file(predictor: Predictor, path: str) -> dict[str, Any]:
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]], classes: tuple[str, ...]) -> None:
-    """One line per file: label, one probability per class, warnings, and the reason where it was refused."""
+    """One line per file: label, probabilities, preprocessing profile, warnings, and the reason where it was refused."""
     with path.open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["scan", "label", *(f"probability_{name}" for name in classes), "warnings", "refusal"])
+        named = (f"probability_{name}" for name in classes)
+        table.writerow(["scan", "label", *named, "profile", "profile_sha256", "warnings", "refusal"])
         for row in rows:
             probabilities = [row.get("probabilities", {}).get(name, "") for name in classes]
             warnings, reason = "; ".join(row.get("warnings", [])), (row["refusal"] or {}).get("text", "")
-            table.writerow([row["scan"], row.get("label", ""), *probabilities, warnings, reason])
+            profile = (row.get("profile", ""), row.get("profile_sha256", ""))
+            table.writerow([row["scan"], row.get("label", ""), *probabilities, *profile, warnings, reason])
 
 
 def _tell(rows: list[dict[str, Any]], out: Path) -> str:

@@ -46,6 +46,8 @@ def test_a_bad_file_is_listed_and_the_rest_goes_on(
         rows: list[dict[str, Any]] = list(csv.DictReader(file))
     assert [bool(row["refusal"]) for row in rows] == [True, True, True, False]
     assert [bool(row["label"]) for row in rows] == [False, False, False, True]
+    assert [row["profile"] for row in rows] == ["", "", "", "native"]
+    assert len(rows[3]["profile_sha256"]) == 64
     assert "not for time series" in rows[2]["refusal"]
     assert float(rows[3]["probability_control"]) + float(rows[3]["probability_patient"]) == pytest.approx(1.0)
     assert out.count("refused: ") == 3

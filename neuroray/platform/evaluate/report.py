@@ -52,9 +52,10 @@ def write_report(evaluation: Evaluation, out: Path, *, example: Example | None =
 
 
 def write_predictions(evaluation: Evaluation, path: Path) -> None:
-    """One row a held-out scan, sorted by fold and scan."""
+    """One row a held-out scan, sorted by fold and scan; with the preprocessing profile that the scan went through."""
+    profiles = {fold.index: (fold.facts["profile"], fold.facts["profile_sha256"]) for fold in evaluation.folds}
     columns = ["fold", "scan_id", "subject", "family_id", "age_years", "sex", "site", "label", "predicted", "correct"]
-    columns += [f"probability_{name}" for name in evaluation.classes]
+    columns += [*(f"probability_{name}" for name in evaluation.classes), "profile", "profile_sha256"]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
@@ -70,7 +71,8 @@ def write_predictions(evaluation: Evaluation, path: Path) -> None:
                 row.site or "",
             )
             answer = (evaluation.classes[row.label], evaluation.classes[predicted], int(predicted == row.label))
-            writer.writerow([*person, *answer, *(f"{value:.9g}" for value in row.probabilities)])
+            probabilities = (f"{value:.9g}" for value in row.probabilities)
+            writer.writerow([*person, *answer, *probabilities, *profiles[row.fold]])
 
 
 def describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:

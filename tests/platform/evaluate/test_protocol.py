@@ -17,6 +17,7 @@ from neuroray.platform.evaluate.metrics import EvaluationError
 from neuroray.platform.evaluate.protocol import choose_example, evaluate
 from neuroray.platform.evaluate.run import read_curves, read_folds
 from neuroray.platform.models.layers.slices import SliceStackConfig, slice_positions_mm
+from neuroray.storage.profiles.profile import PROFILES
 from neuroray.storage.store import ScanStore
 
 FACTS = {"versions": {"neuroray": "0"}, "made_at": "2026-11-21"}
@@ -263,3 +264,4 @@ def test_predictions_csv_has_one_row_a_scan_and_the_same_numbers(evaluation, tmp
         assert float(row["probability_patient"]) == pytest.approx(judged.probabilities[1], rel=1e-8)
         assert row["label"] == CLASSES[judged.label]
         assert int(row["correct"]) == (row["predicted"] == row["label"])
+        assert (row["profile"], row["profile_sha256"]) == ("native", PROFILES["native"].fingerprint())
