@@ -100,14 +100,15 @@ class PlanSource(_TaskSource):
         stop_step: int | None = None,
         task_bytes: int = _TASK_BYTES,
     ) -> None:
-        reads = list(plan_reads(plan, rank, world_size, start_step, stop_step))
+        reads = plan_reads(plan, rank, world_size, start_step, stop_step)
+        sized = [(read, _block_bytes(read, reader)) for read in reads]
         reference = ray.put(reader)
-        tasks = []
-        for run in _in_runs(reads, reader, task_bytes):
-            size = sum(_block_bytes(read, reader) for read in run)
-            tasks.append(_Task(_block_reader(reference, run), len(run), size))
+        tasks = [
+            _Task(_block_reader(reference, [read for read, _ in run]), len(run), sum(size for _, size in run))
+            for run in _in_runs(sized, task_bytes)
+        ]
         super().__init__("Plan", tasks)
-        self.largest_block_bytes = max((_block_bytes(read, reader) for read in reads), default=0)
+        self.largest_block_bytes = max((size for _, size in sized), default=0)
 
 
 class ScanSource(_TaskSource):
@@ -127,15 +128,15 @@ class ScanSource(_TaskSource):
         super().__init__("Scans", tasks)
 
 
-def _in_runs(reads: Iterable[StepRead], reader: Reader, task_bytes: int) -> list[list[StepRead]]:
-    runs: list[list[StepRead]] = []
+def _in_runs(sized: Iterable[tuple[StepRead, int]], task_bytes: int) -> list[list[tuple[StepRead, int]]]:
+    """Consecutive reads, with their bytes, that one task does."""
+    runs: list[list[tuple[StepRead, int]]] = []
     room = 0
-    for read in reads:
-        size = _block_bytes(read, reader)
+    for read, size in sized:
         if not runs or size > room or len(runs[-1]) == _LONGEST_TASK_STEPS:
             runs.append([])
             room = task_bytes
-        runs[-1].append(read)
+        runs[-1].append((read, size))
         room -= size
     return runs
 
