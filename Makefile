@@ -11,6 +11,8 @@ OUT    ?= demo
 TESTS  ?=
 # Options of make bench, e.g. BENCH="--op scan".
 BENCH  ?=
+# Options of the ingest part of make bench-data, e.g. BENCH_INGEST=--without-workers.
+BENCH_INGEST ?=
 
 # Ray would otherwise package the folder again, phone home, or write a token into HOME while tests run.
 export RAY_USAGE_STATS_ENABLED := 0
@@ -61,7 +63,8 @@ bench: $(if $(PYTHON),,$(STAMP))
 	@$(if $(PYTHON),$(PYTHON),$(BIN)/python) -m neuroray.kernels.benchmark $(BENCH)
 
 bench-data: $(STAMP)
-	@$(BIN)/python -m neuroray.platform.data.benchmark $(BENCH)
+	@$(BIN)/python -m neuroray.platform.data.benchmark $(BENCH); missed=$$?; \
+	$(BIN)/python -m neuroray.jobs.benchmark_ingest --out docs/benchmarks/ingest.md $(BENCH_INGEST) && exit $$missed
 
 check: $(STAMP)
 	@$(BIN)/ruff check .

@@ -13,7 +13,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,8 @@ from scipy import ndimage
 from neuroray.jobs.ingest_graph import ScanGraph, build_graph, run_here, run_on_ray
 from neuroray.jobs.ingest_steps import Order
 from neuroray.jobs.ray_session import ensure_ray
+from neuroray.platform.data.benchmark.process_memory import forget_peak, read_status
+from neuroray.platform.data.benchmark.rounds import take_quantile, time_call
 from neuroray.storage.profiles import find_profile
 from neuroray.storage.sources import list_source
 from neuroray.storage.store import ScanStore
@@ -163,8 +164,8 @@ def _time_pair(path: Path, load: Callable[[Path], np.ndarray], folder: Path) -> 
     shutil.rmtree(store, ignore_errors=True)
     opened = ScanStore.create(store)
     [graph] = _graphs(path, opened)
-    ours_s = _time(lambda: opened.commit([_record(graph)]))
-    peer_s = _time(lambda: np.save(folder / "raw.npy", load(path)))
+    ours_s = time_call(lambda: opened.commit([_record(graph)]))
+    peer_s = time_call(lambda: np.save(folder / "raw.npy", load(path)))
     return ours_s, peer_s
 
 
@@ -188,27 +189,20 @@ def _time_on_ray(source: Path, store_path: Path, num_workers: int) -> float:
         outcomes = list(run_on_ray(graphs, num_workers=num_workers))
         store.commit([outcome.record for outcome in outcomes if outcome.record])
 
-    seconds = _time(ingest)
+    seconds = time_call(ingest)
     shutil.rmtree(store_path)
     return seconds
 
 
-def _time(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
 def _compare(what: str, pairs: list[tuple[float, float]], stored_mb: float, aim: float) -> Row:
     ratios = [peer_s / ours_s for ours_s, peer_s in pairs]
-    low, high = np.percentile(ratios, [20, 80])
     return Row(
         what=what,
         ours=stored_mb / statistics.median(ours_s for ours_s, _ in pairs),
         peer=stored_mb / statistics.median(peer_s for _, peer_s in pairs),
         ratio=statistics.median(ratios),
-        ratio_p20=float(low),
-        ratio_p80=float(high),
+        ratio_p20=take_quantile(ratios, 0.2),
+        ratio_p80=take_quantile(ratios, 0.8),
         aim=aim,
         rounds=len(pairs),
     )
@@ -241,17 +235,11 @@ def _peak_over_decoded(path: Path) -> float:
         nib.save(nib.Nifti1Image(np.arange(8 * 9 * 7, dtype=np.int16).reshape(8, 9, 7), np.eye(4)), small)  # type: ignore[attr-defined]
         _record(_graphs(small, store)[0])  # everything is imported and every pool is there
         [graph] = _graphs(path, store)
-        # The peak that getrusage tells is inherited from whoever started this process; the kernel's own can be reset.
-        Path("/proc/self/clear_refs").write_text("5")
-        before_bytes = _peak_bytes()
+        forget_peak()
+        before_bytes = read_status("VmHWM")
         record = _record(graph)
-        taken_bytes = _peak_bytes() - before_bytes
+        taken_bytes = read_status("VmHWM") - before_bytes
     return taken_bytes / (float(np.prod(record.shape)) * np.dtype(record.dtype).itemsize)
-
-
-def _peak_bytes() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def _write_table(rows: list[Row], memory: dict[str, float]) -> str:

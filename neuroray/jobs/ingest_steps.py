@@ -11,12 +11,12 @@ from functools import wraps
 from typing import Any, Final
 
 from neuroray.errors import NeurorayError
+from neuroray.platform.quality.preview import draw_preview
 from neuroray.storage.bids import ScanFile
 from neuroray.storage.dicom import converter_version
 from neuroray.storage.fetching import FetchedFile, fetch_file, unpack
 from neuroray.storage.nifti import read_scan
 from neuroray.storage.participants import Participant
-from neuroray.storage.preview import draw_preview
 from neuroray.storage.profiles import Prepared, Profile
 from neuroray.storage.scan import Scan, ScanError
 from neuroray.storage.store import ScanRecord, ScanStore

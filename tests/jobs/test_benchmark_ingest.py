@@ -25,7 +25,7 @@ def test_every_file_meets_every_peer_and_ratios_are_those_of_the_times(tmp_path:
         call()
         return next(times)
 
-    monkeypatch.setattr(benchmark_ingest, "_time", take_time)
+    monkeypatch.setattr(benchmark_ingest, "time_call", take_time)
     rows = measure_ingest(files, tmp_path, rounds=3)
     assert len(rows) == 4
     assert {(row.ratio, row.rounds) for row in rows} == {(1.5, 3)}

@@ -8,12 +8,13 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from contracts.faced_head import FACE, SPACING_MM, make_head
 from faulty_scans import DATA
 from matplotlib.image import imread
 
 from neuroray.jobs import ingest
 from neuroray.jobs.ingest_report import forget
-from neuroray.storage.preview import draw_preview
+from neuroray.platform.quality.preview import draw_preview
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def cut_short(tmp_path: Path) -> Path:
     """A volume that is brighter slice by slice, of which two thirds are there."""
     voxels = np.tile(np.arange(1, 31, dtype=np.int16) * 10, (20, 24, 1))
     voxels[:10] += 5  # the left half is brighter
-    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / "whole.nii")
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([8.0, 8.0, 8.0, 1.0])), tmp_path / "whole.nii")
     content = (tmp_path / "whole.nii").read_bytes()
     (tmp_path / "whole.nii").unlink()
     path = tmp_path / "cut_T1w.nii.gz"
@@ -29,12 +30,35 @@ def cut_short(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_file_cut_short_shows_its_highest_whole_slice_upright(cut_short: Path):
+def test_a_file_cut_short_shows_its_highest_whole_slice_upright_and_nothing_in_front(cut_short: Path):
     png = draw_preview(cut_short)
     assert png is not None
     picture = imread(io.BytesIO(png))[..., 0]
     assert picture.shape == (24, 20)  # anterior is up, left is left
-    assert picture[:, :10].min() > picture[:, 10:].max()
+    # The top of the head is not in the file, so that how low the slice lies is not known.
+    assert not picture[:11].any()
+    assert picture[12:, :10].min() > picture[12:, 10:].max() > 0
+
+
+@pytest.mark.parametrize("share", [0.35, 0.45, 0.55, 0.7, 1.0])
+def test_no_picture_shows_any_of_a_face(tmp_path: Path, share: float):
+    head = make_head()
+    shown = np.where(head == FACE, 1000, 300 * (head > 0)).astype(np.int16)
+    image = nibabel.Nifti1Image(shown, np.diag([*SPACING_MM, 1.0]))
+    path = tmp_path / "head_T1w.nii"
+    nibabel.save(image, path)
+    path.write_bytes(path.read_bytes()[: 352 + int(share * shown.nbytes)])
+    png = draw_preview(path)
+    # All that is shown of it has one tone: the face is three times as bright.
+    assert png is None or len(np.unique(imread(io.BytesIO(png))[..., 0])) <= 2
+    assert png is not None or share < 1
+
+
+def test_a_file_that_does_not_say_how_it_lies_has_no_picture(tmp_path: Path):
+    image = nibabel.Nifti1Image((300 * (make_head() > 0)).astype(np.int16), None)
+    image.header["sform_code"] = image.header["qform_code"] = 0
+    nibabel.save(image, tmp_path / "lost_T1w.nii")
+    assert draw_preview(tmp_path / "lost_T1w.nii") is None
 
 
 @pytest.mark.parametrize("name", ["html_error_page.nii.gz", "T1_all_zero.nii.gz"])

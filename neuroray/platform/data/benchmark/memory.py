@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from neuroray.platform.data.benchmark.process_memory import forget_peak, read_status
 from neuroray.platform.data.benchmark.streams import StreamTask
 from neuroray.platform.data.benchmark.workplace import RUN, Workplace, open_reader
 from neuroray.platform.data.dataset import batch_stream
@@ -90,12 +91,12 @@ def measure_here(task: dict[str, Any]) -> int:
     )
     reader, num_frames = open_reader(place), task["num_frames"]
     reader.read_batch([ReadItem(scan_id=RUN, start=0, stop=1)])
-    Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the highest mark, which imports have set
-    before = _read_kib(Path("/proc/self/status"), "VmRSS")
+    forget_peak()
+    before_bytes = read_status("VmRSS")
     step = max(1, (place.shape[0] - num_frames) // task["num_windows"])
     for start in range(0, step * task["num_windows"], step):
         reader.read_batch([ReadItem(scan_id=RUN, start=start, stop=start + num_frames)])
-    return (_read_kib(Path("/proc/self/status"), "VmHWM") - before) * 1024
+    return read_status("VmHWM") - before_bytes
 
 
 def watch_stream(place: Workplace, task: StreamTask, interval_s: float = 0.2) -> StreamMemory:
@@ -149,24 +150,14 @@ def _store_bytes() -> int:
 
 def _held_bytes() -> int:
     """Memory of this process and of all that it has started (Ray and its workers) that nobody shares."""
-    return sum(_read_kib(Path(f"/proc/{pid}/status"), "RssAnon") for pid in _find_descendants(os.getpid())) * 1024
+    return sum(read_status("RssAnon", pid) for pid in _find_descendants(os.getpid()))
 
 
 def _find_descendants(root: int) -> set[int]:
-    parents: dict[int, int] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        parents[int(folder.name)] = _read_kib(folder / "status", "PPid")
+    pids = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
+    parents = {pid: read_status("PPid", pid) for pid in pids}
     found, grows = {root}, True
     while grows:
         more = {pid for pid, parent in parents.items() if parent in found} - found
         found, grows = found | more, bool(more)
     return found
-
-
-def _read_kib(path: Path, name: str) -> int:
-    """A number of a process's status."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return 0  # the process has ended meanwhile
-    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)

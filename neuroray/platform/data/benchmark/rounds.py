@@ -81,7 +81,7 @@ def compete(
         for one in ready[shift:] + ready[:shift]:
             if cold:
                 forget(one.files)
-            times[one.name].append(_time(lambda one=one, task=task: one.run(task)))
+            times[one.name].append(time_call(lambda one=one, task=task: one.run(task)))
     return [
         _make_row(case, "cold" if cold else "warm", one, times, contestants[0].name, size_bytes) for one in contestants
     ]
@@ -98,6 +98,15 @@ def forget(files: Iterable[Path]) -> None:
             os.close(descriptor)
 
 
+def time_call(run: Callable[[], Any]) -> float:
+    """Seconds that a call takes; what it gives is let go outside of them."""
+    start = time.perf_counter()
+    result = run()
+    seconds = time.perf_counter() - start
+    del result
+    return seconds
+
+
 def take_quantile(values: Sequence[float], share: float) -> float:
     """The value below which a share of them lie."""
     return float(np.quantile(values, share))
@@ -106,14 +115,6 @@ def take_quantile(values: Sequence[float], share: float) -> float:
 def list_files(folder: Path) -> tuple[Path, ...]:
     """All files below a folder."""
     return tuple(sorted(path for path in folder.rglob("*") if path.is_file()))
-
-
-def _time(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    result = run()
-    seconds = time.perf_counter() - start
-    del result
-    return seconds
 
 
 def _make_row(

@@ -1,4 +1,4 @@
-"""A small picture of a file that may be damaged: one axial slice of whatever can be read of its first frame."""
+"""A small picture of a file that may be damaged: one axial slice of what can be read of its first frame, no face."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from neuroray.platform.evaluate.faces import find_head, find_masked_brain, find_visible, is_lost
 from neuroray.storage.byte_stream import ByteStream
 from neuroray.storage.headers import VolumeHeader
 from neuroray.storage.orientation import Orientation
@@ -25,7 +26,8 @@ def draw_preview(path: Path) -> bytes | None:
     """PNG (grey) of an axial slice, the person's left on the left and anterior on top; None where none can be drawn.
 
     Stored numbers are shown without scaling. Of a file that was cut short, the highest whole slice is taken where the
-    usual one is missing. Slices through the brain show no face.
+    usual one is missing. What may show a face is black (see `faces`): where the top of the head is among what is
+    missing, all in front. A file whose header does not say how it lies has no picture.
     """
     try:
         plane = _read_plane(path)
@@ -39,15 +41,22 @@ def _read_plane(path: Path) -> np.ndarray | None:
     header = read_header(files)
     if min(header.grid_shape) < 2 or _frame_bytes(header) > _MAX_BYTES:
         return None
+    if is_lost(header.flags) or not np.isfinite(header.affine).all():
+        return None
     stored, num_read = _read_frame(files.voxels, header)
-    orientation = Orientation.from_affine(header.affine if np.isfinite(header.affine).all() else np.eye(4))
+    orientation = Orientation.from_affine(header.affine)
     is_there = orientation.to_canonical(np.arange(stored.size).reshape(stored.shape, order="F") < num_read)
-    planes = orientation.to_canonical(stored)
     whole = np.flatnonzero(is_there.all(axis=(0, 1)))
     if not whole.size:
         return None
-    z = min(whole, key=lambda index: abs(index - _HEIGHT * planes.shape[2]))
-    return np.nan_to_num(planes[:, :, z].astype(np.float32), posinf=0.0, neginf=0.0)
+    planes = orientation.to_canonical(stored)[:, :, whole[0] : whole[-1] + 1].astype(np.float32)
+    planes = np.nan_to_num(planes, posinf=0.0, neginf=0.0)
+    spacing_mm = np.linalg.norm(orientation.canonical_affine(header.affine, stored.shape)[:3, :3], axis=0)
+    visible = find_visible(find_head(planes), spacing_mm.tolist(), find_masked_brain(planes, spacing_mm.tolist()))
+    if visible is None:
+        return None
+    z = min(range(planes.shape[2]), key=lambda index: abs(whole[0] + index - _HEIGHT * is_there.shape[2]))
+    return np.where(visible.allowed[:, :, z], planes[:, :, z], 0.0)
 
 
 def _read_frame(path: Path, header: VolumeHeader) -> tuple[np.ndarray, int]:
