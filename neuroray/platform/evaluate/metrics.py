@@ -15,6 +15,8 @@ from jaxtyping import Float, Int
 from neuroray.errors import NeurorayError
 
 CALIBRATION_BINS = 10
+# Below this part of the largest magnitude, a spread is what rounding made of one number (as scipy.stats.pearsonr warns).
+_ROUNDING_SPREAD = 1e-13
 
 
 class EvaluationError(NeurorayError, ValueError):
@@ -50,6 +52,7 @@ def metric_table(num_classes: int) -> dict[str, Metric]:
 
 
 REGRESSION_METRICS = {
+    "mse": Metric(label="Mean squared error", better="lower"),
     "mae": Metric(label="Mean absolute error", better="lower"),
     "rmse": Metric(label="Root mean squared error", better="lower"),
     "bias": Metric(label="Mean error", better="lower"),
@@ -88,27 +91,64 @@ def regression_metrics(
     predictions: Float[np.ndarray, " row"],
     weights: Float[np.ndarray, "resample row"] | None = None,
 ) -> dict[str, Float[np.ndarray, " resample"]]:
-    """All metrics of `REGRESSION_METRICS`, for each weighting, in the target's unit."""
+    """All metrics of `REGRESSION_METRICS`, for each weighting, in the target's unit (squared for `mse`).
+
+    NaN where a weighting leaves a metric undefined: the correlation when targets or predictions are one number, the
+    variance explained when the targets are (scikit-learn says 0 or 1 there). The variance explained is against the mean
+    of the judged people themselves, so a predictor that says the training mean lies a little below 0.
+
+    Args:
+        targets: The true value of each row.
+        predictions: From the model, in the same unit.
+        weights: How often each row counts; all once when left out.
+
+    Raises:
+        EvaluationError: no rows, lengths that differ, values that are no numbers.
+    """
+    check_scores(targets, predictions)
+    targets, predictions = np.asarray(targets, dtype=np.float64), np.asarray(predictions, dtype=np.float64)
     if weights is None:
         weights = np.ones((1, len(targets)))
     share = weights / weights.sum(axis=1, keepdims=True)
     error = predictions - targets
-
-    def moment(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        return share @ (first * second) - (share @ first) * (share @ second)
-
+    mse = share @ error**2
+    # Around each weighting's own mean: the shorter E[xy] - E[x] E[y] loses all digits where the spread is small.
+    truth, told = (values - (share @ values)[:, None] for values in (targets, predictions))
+    truth_variance = _variance(share, truth, targets)
+    told_variance = _variance(share, told, predictions)
     with np.errstate(invalid="ignore", divide="ignore"):
-        correlation = moment(targets, predictions) / np.sqrt(
-            moment(targets, targets) * moment(predictions, predictions)
-        )
-        explained = 1 - (share @ error**2) / moment(targets, targets)
+        correlation = (share * truth * told).sum(axis=1) / np.sqrt(truth_variance * told_variance)
+        explained = 1 - mse / truth_variance
     return {
+        "mse": mse,
         "mae": share @ np.abs(error),
-        "rmse": np.sqrt(share @ error**2),
+        "rmse": np.sqrt(mse),
         "bias": share @ error,
-        "pearson_r": correlation,
+        "pearson_r": np.clip(correlation, -1, 1),
         "r2": explained,
     }
+
+
+def check_scores(targets: Float[np.ndarray, " row"], predictions: Float[np.ndarray, " row"]) -> None:
+    """Refuses numbers that no regression metric could be computed from.
+
+    Raises:
+        EvaluationError: no rows, lengths that differ, values that are no numbers.
+    """
+    if np.ndim(targets) != 1 or np.shape(targets) != np.shape(predictions) or len(targets) == 0:
+        raise EvaluationError(
+            "targets and predictions do not belong together",
+            given=f"shapes {np.shape(targets)} and {np.shape(predictions)}",
+            expected="one prediction per target, and at least one",
+        )
+    for name, values in (("targets", targets), ("predictions", predictions)):
+        num_bad = int((~np.isfinite(values)).sum())
+        if num_bad:
+            raise EvaluationError(
+                f"{name} are not all numbers",
+                given=f"{num_bad} of {len(values)} NaN or infinite",
+                fix="leave people without the target out" if name == "targets" else "the model has diverged",
+            )
 
 
 def check_predictions(labels: Int[np.ndarray, " row"], probabilities: Float[np.ndarray, "row class"]) -> None:
@@ -177,6 +217,12 @@ def calibration_bins(
         stated, came_true = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     bins = np.minimum((stated * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     return stated, came_true, bins
+
+
+def _variance(share: np.ndarray, deviations: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Of each weighting; NaN where all that counts is one number."""
+    variance = (share * deviations**2).sum(axis=1)
+    return np.where(variance > (_ROUNDING_SPREAD * np.abs(values).max()) ** 2, variance, np.nan)
 
 
 def _mean_auc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:

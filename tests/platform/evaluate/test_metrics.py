@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import pearsonr
 from sklearn import metrics as oracle
 
 from neuroray.platform.evaluate.metrics import (
     CALIBRATION_BINS,
+    REGRESSION_METRICS,
     EvaluationError,
     classification_metrics,
     confusion_counts,
@@ -121,17 +123,22 @@ def test_what_no_metric_can_be_computed_from_is_refused(labels, probabilities, f
         classification_metrics(np.array(labels, dtype=int), np.array(probabilities, dtype=float))
 
 
-def test_regression_metrics_agree_with_scikit_learn_and_scipy():
-    from scipy.stats import pearsonr
-
-    rng = np.random.default_rng(0)
-    targets = rng.uniform(20, 80, size=65)
-    predictions = targets + rng.normal(2, 5, size=65)
-    weights = rng.integers(0, 3, size=(2, 65)).astype(float)
+@given(
+    seed=st.integers(0, 2**32 - 1), num_rows=st.integers(3, 130), level=st.floats(-1e4, 1e4), spread=st.floats(0.1, 100)
+)
+@settings(max_examples=50, deadline=None)
+def test_regression_metrics_agree_with_scikit_learn_and_scipy(seed, num_rows, level, spread):
+    rng = np.random.default_rng(seed)
+    targets = level + spread * rng.normal(size=num_rows)
+    predictions = targets + rng.normal(spread / 2, spread, size=num_rows)
+    weights = rng.integers(0, 3, size=(2, num_rows)).astype(float)
+    weights[:, :3] += 1
     ours = regression_metrics(targets, predictions, weights)
+    assert set(ours) == set(REGRESSION_METRICS)
     for index, weight in enumerate(weights):
-        repeated = np.repeat(np.arange(65), weight.astype(int))
+        repeated = np.repeat(np.arange(num_rows), weight.astype(int))
         expected = {
+            "mse": oracle.mean_squared_error(targets, predictions, sample_weight=weight),
             "mae": oracle.mean_absolute_error(targets, predictions, sample_weight=weight),
             "rmse": oracle.root_mean_squared_error(targets, predictions, sample_weight=weight),
             "r2": oracle.r2_score(targets, predictions, sample_weight=weight),
@@ -139,8 +146,77 @@ def test_regression_metrics_agree_with_scikit_learn_and_scipy():
             "bias": np.average(predictions - targets, weights=weight),
         }
         for name, value in expected.items():
-            # The moment form cancels: 5000 - 4700 in float64 loses about four digits.
-            assert ours[name][index] == pytest.approx(value, rel=1e-9), name
+            # A level of 1e4 over a spread of 0.1 leaves 11 of float64's 16 digits; r near 0 has only absolute ones.
+            assert ours[name][index] == pytest.approx(value, rel=1e-8, abs=1e-8), name
+
+
+@given(seed=st.integers(0, 2**32 - 1), scale=st.floats(0.01, 100), shift=st.floats(-100, 100))
+@settings(max_examples=50, deadline=None)
+def test_correlation_knows_neither_unit_nor_zero_of_a_score(seed, scale, shift):
+    rng = np.random.default_rng(seed)
+    targets, predictions = rng.normal(size=(2, 17))
+    plain = regression_metrics(targets, predictions)
+    moved = regression_metrics(targets, scale * predictions + shift)
+    both = regression_metrics(scale * targets + shift, scale * predictions + shift)
+    # A shift of 100 over a spread of 0.01 leaves 12 digits.
+    assert moved["pearson_r"] == pytest.approx(plain["pearson_r"], abs=1e-9)
+    assert both["r2"] == pytest.approx(plain["r2"], rel=1e-8, abs=1e-8)
+    assert both["mse"] == pytest.approx(scale**2 * plain["mse"], rel=1e-8)
+
+
+def test_a_weighting_is_the_rows_repeated():
+    rng = np.random.default_rng(1)
+    targets, predictions = rng.normal(size=(2, 63))
+    weights = rng.integers(0, 4, size=(1, 63)).astype(float)
+    repeated = np.repeat(np.arange(63), weights[0].astype(int))
+    ours, theirs = (
+        regression_metrics(targets, predictions, weights),
+        regression_metrics(targets[repeated], predictions[repeated]),
+    )
+    for name, value in theirs.items():
+        assert ours[name] == pytest.approx(value, abs=ROUNDING), name
+
+
+def test_what_one_number_leaves_undefined_is_nan_and_not_0():
+    # 0.1 has no exact binary form: its sums round, and a spread of rounding must not pass for one.
+    targets, same = np.array([1.0, 2.0, 4.0]), np.full(3, 0.1)
+    guess = regression_metrics(targets, same)
+    assert np.isnan(guess["pearson_r"][0])
+    assert guess["r2"][0] == pytest.approx(oracle.r2_score(targets, same))
+    constant = regression_metrics(same, targets)
+    assert np.isnan(constant["pearson_r"][0])
+    assert np.isnan(constant["r2"][0])
+    assert constant["mae"][0] == pytest.approx(np.abs(targets - 0.1).mean())
+
+
+def test_only_the_weightings_without_spread_are_undefined():
+    targets, predictions = np.array([1.0, 2.0, 2.1]) / 3, np.array([0.7, 0.1, 0.3]) / 3
+    values = regression_metrics(targets, predictions, np.array([[1.0, 1.0, 1.0], [0.0, 3.0, 0.0]]))
+    assert np.isfinite(values["pearson_r"]).tolist() == [True, False]
+    assert np.isfinite(values["r2"]).tolist() == [True, False]
+    assert np.isfinite(values["mse"]).all()
+
+
+def test_the_mean_as_a_guess_explains_nothing():
+    targets = np.random.default_rng(2).normal(size=65)
+    values = regression_metrics(targets, np.full(65, targets.mean()))
+    assert values["r2"][0] == pytest.approx(0, abs=ROUNDING)
+    assert values["rmse"][0] == pytest.approx(targets.std(), abs=ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("targets", "predictions", "fault"),
+    [
+        ([1.0, 2.0], [1.0], "do not belong together"),
+        ([], [], "do not belong together"),
+        ([[1.0, 2.0]], [[1.0, 2.0]], "do not belong together"),
+        ([1.0, np.nan], [1.0, 2.0], "targets are not all numbers.*1 of 2"),
+        ([1.0, 2.0], [np.inf, np.nan], "predictions are not all numbers.*2 of 2"),
+    ],
+)
+def test_scores_that_are_no_numbers_or_no_pairs_are_refused(targets, predictions, fault):
+    with pytest.raises(EvaluationError, match=fault):
+        regression_metrics(np.array(targets), np.array(predictions))
 
 
 def test_chance_of_balanced_accuracy_follows_the_number_of_classes():
