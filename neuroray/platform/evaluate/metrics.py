@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from neuroray.errors import NeurorayError
 
 CALIBRATION_BINS = 10
-# Below this part of the largest magnitude, a spread is what rounding made of one number (as scipy.stats.pearsonr warns).
+# Below this part of the largest magnitude, a spread is what rounding made of one number (as scipy.stats.pearsonr says).
 _ROUNDING_SPREAD = 1e-13
 
 
