@@ -15,6 +15,7 @@ from neuroray.platform.quality.preview import draw_preview
 from neuroray.storage.bids import ScanFile
 from neuroray.storage.dicom import converter_version
 from neuroray.storage.fetching import FetchedFile, fetch_file, unpack
+from neuroray.storage.group import Packing
 from neuroray.storage.nifti import read_scan
 from neuroray.storage.participants import Participant
 from neuroray.storage.profiles import Prepared, Profile
@@ -38,6 +39,7 @@ class Order:
         profile_sha256: The profile's fingerprint, taken where the job was started.
         store: Where it goes.
         max_bytes: The most that it may take, decoded.
+        packing: How its voxels are compressed.
     """
 
     file: ScanFile
@@ -48,6 +50,7 @@ class Order:
     profile_sha256: str
     store: ScanStore
     max_bytes: int
+    packing: Packing = "fast"
 
     @property
     def derivation_sha256(self) -> str:
@@ -178,6 +181,7 @@ def write(work: Work | Outcome) -> Outcome:
         source_sha256=work.fetched.sha256,
         commit=False,
         known={} if order.known is None else {file.scan_id: order.known},
+        packing=order.packing,
     )
     work.fetched.discard()
     record = dataclasses.replace(record, derivation_sha256=order.derivation_sha256)

@@ -30,6 +30,8 @@ _CHATTER = "|".join(
 # A busy machine takes its time to start processes; Ray's own limits (30 s for the raylet, 5 s for the HTTP proxy) would
 # give up on it, with an error that names neither. The limit for a node to be known, 30 s too, cannot be set.
 _PATIENCE = {"RAY_raylet_start_wait_time_s": "180", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+# Ray would free what was read and used only once a second: up to a second's batches beyond what a stream may hold.
+_TIDINESS = {"RAY_free_objects_period_milliseconds": "100"}
 _TOO_SLOW = "timed out during startup"
 _START_ATTEMPTS = 4
 _CHATTY_LOGGERS = ("ray.data._internal.execution.streaming_executor", "ray.data._internal.progress")
@@ -74,7 +76,7 @@ def ensure_ray(*, num_cpus: int = 0) -> Iterator[None]:
             ray.init(log_to_driver=True, logging_level=logging.WARNING)
         else:
             stack.enter_context(_own_token())
-            for name, value in _PATIENCE.items():
+            for name, value in (_PATIENCE | _TIDINESS).items():
                 os.environ.setdefault(name, value)
             start_local_ray(
                 num_cpus=max(os.cpu_count() or 1, num_cpus + 2),

@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 import numcodecs
 import numpy as np
@@ -27,6 +27,8 @@ from neuroray.storage.faults import DamagedObjectError
 from neuroray.storage.locations import Location
 from neuroray.storage.shard_reading import RowLayout, RowReader
 
+Packing = Literal["fast", "small"]
+"""How chunks are compressed: LZ4 over shuffled bytes, or Zstandard (level 1) over shuffled bits."""
 _METADATA: Final = "zarr.json"
 _MAX_CHUNK_BYTES: Final = 16 * 2**20
 _MAX_SHARD_BYTES: Final = 2**30
@@ -34,7 +36,11 @@ _MAX_SHARD_BYTES: Final = 2**30
 _STRICT: Final[Any] = {"write_empty_chunks": True, "read_missing_chunks": False}
 # Blocks of a megabyte: by itself blosc takes 64 KiB or so, which packs and unpacks at half to two thirds of the speed,
 # to 5 % more. Nothing smaller than a chunk is ever unpacked.
-_BLOSC: Final = BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", blocksize=2**20)
+# docs/benchmarks/storage.md: `fast` unpacks two to four times as quickly; `small` takes three quarters of its space.
+_PACKINGS: Final[dict[Packing, BloscCodec]] = {
+    "fast": BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", blocksize=2**20),
+    "small": BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", blocksize=2**20),
+}
 _SCHEMA: Final = 1
 
 
@@ -73,9 +79,11 @@ class WrittenGroup:
 class GroupContent:
     """Arrays and attributes that are to become a group, and the metadata that they will have there."""
 
-    def __init__(self, arrays: Mapping[str, ArrayContent], attributes: Mapping[str, Any]) -> None:
+    def __init__(
+        self, arrays: Mapping[str, ArrayContent], attributes: Mapping[str, Any], packing: Packing = "fast"
+    ) -> None:
         self._values = {name: _plain(array.values) for name, array in arrays.items()}
-        self._metadata = _describe(arrays, self._values, attributes)
+        self._metadata = _describe(arrays, self._values, attributes, _PACKINGS[packing])
 
     @property
     def digest(self) -> str:
@@ -220,7 +228,10 @@ class _RecordingStore(WrapperStore[Store]):
 
 
 def _describe(
-    arrays: Mapping[str, ArrayContent], values: Mapping[str, np.ndarray], attributes: Mapping[str, Any]
+    arrays: Mapping[str, ArrayContent],
+    values: Mapping[str, np.ndarray],
+    attributes: Mapping[str, Any],
+    blosc: BloscCodec,
 ) -> dict[str, Any]:
     """The Zarr metadata of the group and its arrays, as zarr itself writes it."""
     memory: dict[str, Buffer] = {}
@@ -233,8 +244,7 @@ def _describe(
             dtype=values[name].dtype,
             chunks=chunks,
             shards=shards if array.is_sharded else None,
-            # Level 1 packs a head to within 2 % of level 5 in a quarter of the time.
-            compressors=[_BLOSC, Crc32cCodec()] if array.is_sharded else [Crc32cCodec()],
+            compressors=[blosc, Crc32cCodec()] if array.is_sharded else [Crc32cCodec()],
             fill_value=0,
             dimension_names=array.dimensions,
             attributes={**array.attributes, "sha256": array_sha256(values[name])},

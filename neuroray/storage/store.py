@@ -14,7 +14,7 @@ from jaxtyping import Bool, Num
 
 from neuroray.storage.catalogue import Catalogue, Snapshot, utc_now
 from neuroray.storage.faults import Fault, MissingObjectError, ObjectExistsError, StoreError
-from neuroray.storage.group import GroupContent, WrittenGroup
+from neuroray.storage.group import GroupContent, Packing, WrittenGroup
 from neuroray.storage.group_reader import GroupReader
 from neuroray.storage.locations import Location, check_id
 from neuroray.storage.profiles.prepared import Prepared
@@ -147,6 +147,7 @@ class ScanStore:
         commit: bool = True,
         rewrite: bool = False,
         known: Mapping[str, ScanRecord] | None = None,
+        packing: Packing = "fast",
     ) -> ScanRecord:
         """Stores a scan with what is known of the person; the same scan again changes nothing.
 
@@ -163,6 +164,7 @@ class ScanStore:
             rewrite: Write the objects even when they are there: mends a scan that `verify` found damaged.
             known: Records by scan id as the caller has just read them, so that each of many writers need not read the
                 catalogue for each scan; the catalogue's when None.
+            packing: How voxels are compressed; another than that of the version which is there makes a new one.
 
         Raises:
             StoreError: an id that cannot be part of a path, another person's labels, a scan that cannot be stored, a
@@ -174,7 +176,7 @@ class ScanStore:
         if session is not None:
             check_id(session, what="a session")
         _check_person(subject, participant)
-        content = encode_scan(prepared := _prepare(scan))
+        content = encode_scan(prepared := _prepare(scan), packing)
         group = self._write_group(scan_id, content, rewrite, known)
         record = ScanRecord(
             scan_id=scan_id,

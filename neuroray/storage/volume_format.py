@@ -10,7 +10,7 @@ import zarr
 from jaxtyping import Num
 
 from neuroray.storage.faults import StoreError
-from neuroray.storage.group import ArrayContent, GroupContent, StoredGroup
+from neuroray.storage.group import ArrayContent, GroupContent, Packing, StoredGroup
 from neuroray.storage.profiles.prepared import Prepared
 from neuroray.storage.profiles.statistics import Statistics, statistics_from_json, statistics_to_json
 from neuroray.storage.profiles.stored import (
@@ -39,7 +39,7 @@ class StoredFrames:
     intercept: float
 
 
-def encode_scan(prepared: Prepared) -> GroupContent:
+def encode_scan(prepared: Prepared, packing: Packing = "fast") -> GroupContent:
     """The group that holds a prepared scan.
 
     Voxels go in as the file had them (int16 stays int16) where that gives back every value bit for bit, else as values.
@@ -78,7 +78,7 @@ def encode_scan(prepared: Prepared) -> GroupContent:
         "to_template": transform_to_json(prepared.to_template),
         "ome": _describe_for_ome(scan),
     }
-    return GroupContent(arrays, attributes)
+    return GroupContent(arrays, attributes, packing)
 
 
 def check_storable(scan: Scan) -> None:

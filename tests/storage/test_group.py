@@ -8,8 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neuroray.storage.group import ArrayContent, GroupContent, WrittenGroup
+from neuroray.storage.group import ArrayContent, GroupContent, Packing, WrittenGroup
 from neuroray.storage.locations import Location
+from neuroray.storage.nifti import read_scan
+from neuroray.storage.scan import Scan
+from neuroray.storage.store import ScanStore
+
+PUMI = Path(__file__).resolve().parents[1] / "data/pumi"
 
 
 def make_content(values: np.ndarray, **attributes: object) -> GroupContent:
@@ -80,3 +85,27 @@ def test_every_difference_is_another_digest():
     for one, other in itertools.combinations(contents, 2):
         assert one.digest != other.digest
     assert make_content(values).digest == make_content(values.astype(">i2")[:]).digest
+
+
+def test_both_packings_give_back_every_bit_and_the_small_one_is_smaller(tmp_path: Path):
+    (path,) = PUMI.glob("sub-001/func/*task-rest_bold.nii.gz")
+    scan = read_scan(path)
+    scans = ScanStore.create(tmp_path / "store")
+    packings: tuple[Packing, ...] = ("fast", "small")
+    sizes = {
+        packing: scans.write(scan, scan_id=packing, subject="s", modality="bold", packing=packing).size_bytes
+        for packing in packings
+    }
+    for packing in packings:
+        np.testing.assert_array_equal(scans.read(packing).voxels, scan.voxels)
+    assert scans.verify() == []
+    assert sizes["small"] < 0.8 * sizes["fast"]
+
+
+def test_the_same_scan_in_another_packing_is_a_new_version(tmp_path: Path):
+    scan = Scan(voxels=np.arange(3 * 5 * 7, dtype=np.int16).reshape(3, 5, 7), affine=np.eye(4))
+    scans = ScanStore.create(tmp_path / "store")
+    first = scans.write(scan, scan_id="a", subject="s", modality="any")
+    assert scans.write(scan, scan_id="a", subject="s", modality="any") == first
+    assert scans.write(scan, scan_id="a", subject="s", modality="any", packing="small").path != first.path
+    np.testing.assert_array_equal(scans.read("a").voxels, scan.voxels)

@@ -62,9 +62,10 @@ def batch_stream(
         read_concurrency: Read tasks at a time, for this rank; "ray" only.
         read_cpus: Logical CPUs that a read task holds; "ray" only. Zero by default, because training workers may hold
             all there are: reading would wait for them, and they for it. `read_concurrency` bounds the load instead.
-        buffer_bytes: What may lie in Ray's object store for this rank: read, and not yet taken. Fewer tasks read at a
-            time, and fewer batches are made ready, where they would not fit; one batch at a time always does. None:
-            enough for all that `read_concurrency` and `prefetch` ask for. "ray" only.
+        buffer_bytes: What may lie in Ray's object store for this rank. Fewer tasks read at a time, and fewer batches
+            are made ready, where they would not fit; less than four batches it cannot be. None: enough for all that
+            `read_concurrency` and `prefetch` ask for. "ray" only. Ray frees what was taken once in
+            `RAY_free_objects_period_milliseconds`: a cluster that keeps to Ray's second holds a second's batches more.
 
     Yields:
         The step and its batch: what the reader gives by name, stacked, and `item`, the index into the plan's items.
@@ -249,10 +250,11 @@ def _fit_buffer(source: PlanSource, prefetch: int, reading: _Reading) -> tuple[i
     concurrency = min(reading.concurrency, source.num_tasks)
     if reading.buffer_bytes is None:
         return concurrency, prefetch, max(_LEAST_BUFFER_BYTES, 4 * reading.concurrency * task)
-    # In the store at once: the batch that is used, those ahead, and what tasks put there before they are held back.
-    room = reading.buffer_bytes - block
+    # In the store at once: the batch in use and the one before, which Ray frees a moment later; those ahead; and what
+    # tasks may put there before they are held back, which is never less than two blocks.
+    room = reading.buffer_bytes - 2 * block
     concurrency = max(1, min(concurrency, room // (2 * task)))
-    ahead = max(0, min(prefetch, (room - concurrency * task) // block))
+    ahead = max(0, min(prefetch, (room - max(2 * block, concurrency * task)) // block))
     return concurrency, ahead, max(block, room - ahead * block)
 
 

@@ -125,5 +125,10 @@ def test_layouts_are_read_back_and_tabled(tmp_path: Path, monkeypatch: pytest.Mo
     assert {row["num_objects"] for row in rows if row["shard"] == "none"} == {24, 3}
     assert all(row["seconds"].keys() == set(layouts.READS) for row in rows)
     page = (tmp_path / "storage.md").read_text()
-    assert page.count("| blosc lz4 shuffle |") == 2 * 2 * 3
+    assert page.count("| blosc lz4 shuffle |") == 2 * 2 * 3 + 2
+    shares = {(row["scan"][8:11], row["packing"]): row["share"] for row in content["real"]}
+    assert len(shares) == 2 * 4
+    assert all(
+        shares[scan, "blosc zstd-1 bitshuffle"] < 0.8 * shares[scan, "blosc lz4 shuffle"] for scan in ("T1w", "tas")
+    )
     assert all(f"## {place}" in page for place in ("warm", "cold", "s3"))

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -158,6 +160,33 @@ def test_workers_that_hold_every_cpu_are_still_fed(ray_session: Any, make_reader
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("num_batches", [4, 8])
+def test_a_stream_whose_taker_waits_reads_no_further_than_its_buffer(
+    ray_session: Any, tmp_path: Path, num_batches: int
+) -> None:
+    size_bytes, notes = 4 * MIB, tmp_path / "reads"
+
+    class NotingReader:
+        def __call__(self, item: ReadItem) -> dict[str, np.ndarray]:
+            with notes.open("a") as file:
+                file.write(".")
+            return {"voxels": np.ones(size_bytes, np.uint8)}
+
+        def size_bytes(self, item: ReadItem) -> int:
+            return size_bytes
+
+    plan = make_plan(count=30, batch_size=1, num_epochs=1)
+    # A block is a batch, its index and its step.
+    stream = batch_stream(plan, NotingReader(), read_concurrency=2, buffer_bytes=num_batches * (size_bytes + 16))
+    ahead = []
+    for number, _ in enumerate(stream, start=1):
+        time.sleep(0.1)  # enough to read everything
+        ahead.append(notes.stat().st_size - number)
+    # Beside them in the store: the batch in use, and the one before it.
+    assert 1 <= max(ahead) <= num_batches - 2
+
+
+@pytest.mark.ray
 def test_an_error_in_a_read_task_arrives_as_itself(ray_session: Any, make_reader: MakeReader) -> None:
     plan = make_plan(sampling="in_order")
     fault = StoreError("chunk c/0 of scan-6 is damaged", fix="restore it")
@@ -171,9 +200,10 @@ def test_an_error_in_a_read_task_arrives_as_itself(ray_session: Any, make_reader
     ("buffer_mib", "expected"),
     [
         (None, (4, 2, 320)),  # four tasks at a time, twice over and twice more
-        (200, (4, 2, 140)),  # one batch in use, two ahead, the rest for tasks
-        (100, (2, 2, 40)),
-        (50, (1, 0, 30)),
+        (200, (4, 2, 120)),  # one batch in use and the one before, two ahead, the rest for tasks
+        (140, (2, 2, 60)),
+        (100, (1, 1, 40)),
+        (50, (1, 0, 20)),
         (1, (1, 0, 20)),  # a batch at a time always flows
     ],
 )

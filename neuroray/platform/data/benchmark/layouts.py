@@ -28,6 +28,7 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from neuroray.platform.data.benchmark.made_run import make_run
+from neuroray.platform.data.benchmark.packings import Packed, format_packings, measure_packings
 from neuroray.platform.data.benchmark.report import describe
 from neuroray.platform.data.benchmark.rounds import forget, list_files
 from neuroray.storage.locations import Location
@@ -88,6 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     header = describe(command, f"{datetime.now(UTC):%Y-%m-%d}")
     voxels = make_run(options.source, QUICK_SHAPE if options.quick else SHAPE).voxels
     rows: list[Measured] = []
+    real = measure_packings(options.source, options.repeats)
     with (
         tempfile.TemporaryDirectory(prefix="neuroray-layouts-", dir=options.work) as work,
         serve_bucket(Path(work), options.latency_s),
@@ -95,8 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
         for chunk_frames, shard, packing in list_layouts(len(voxels)):
             print(f"{chunk_frames} frames, shard {shard}, {packing}", file=sys.stderr, flush=True)
             rows += measure_layout(Path(work), voxels, chunk_frames, shard, packing, options)
-            write_table(options.out, header, voxels.shape, rows)
-    print("\n".join(format_table(rows)))
+            write_table(options.out, header, voxels.shape, rows, real)
+    print("\n".join([*format_table(rows), *format_packings(real)]))
     return 0
 
 
@@ -162,13 +164,26 @@ def measure_layout(
         shutil.rmtree(folder)
 
 
-def write_table(folder: Path, header: dict[str, str], shape: tuple[int, ...], rows: list[Measured]) -> None:
+def write_table(
+    folder: Path, header: dict[str, str], shape: tuple[int, ...], rows: list[Measured], real: list[Packed]
+) -> None:
     """`storage.md` and `storage.json`, after each layout anew."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"header": header, "shape": list(shape), "rows": [asdict(row) for row in rows]}
+    content = {
+        "header": header,
+        "shape": list(shape),
+        "rows": [asdict(row) for row in rows],
+        "real": [asdict(row) for row in real],
+    }
     (folder / "storage.json").write_text(json.dumps(content, indent=1) + "\n")
     lines = [f"# Layouts of a run on {header['machine']}", "", *(f"- {key}: {value}" for key, value in header.items())]
-    lines += [f"- run: {' x '.join(map(str, shape))} int16 (time x y z), masked", "", METHOD, *format_table(rows)]
+    lines += [
+        f"- run: {' x '.join(map(str, shape))} int16 (time x y z), masked",
+        "",
+        METHOD,
+        *format_table(rows),
+        *format_packings(real),
+    ]
     (folder / "storage.md").write_text("\n".join(lines) + "\n")
 
 

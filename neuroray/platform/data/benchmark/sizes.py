@@ -46,7 +46,7 @@ WHOLE = Sizes(
     stream_rounds=3,
     long_windows=100,
     num_processes=(1, 2),
-    buffer_bytes=2 * 2**30,
+    buffer_bytes=3 * 2**30,
     object_store_bytes=4 * 2**30,
 )
 
