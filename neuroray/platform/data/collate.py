@@ -52,20 +52,29 @@ def size_bytes(row: Mapping[str, np.ndarray]) -> int:
     return sum(values.nbytes for values in row.values())
 
 
-def to_torch(batch: Mapping[str, np.ndarray], *, pin_memory: bool = False) -> dict[str, Tensor]:
-    """A batch as tensors of its own, with one copy at most.
+def to_torch(batch: Mapping[str, np.ndarray], *, pin_memory: bool = False, share: bool = False) -> dict[str, Tensor]:
+    """A batch as tensors, with one copy at most.
 
     Arrays that nobody else holds become tensors as they are. What Ray hands out is read-only, shared and must be given
     back: it is copied, straight into page-locked memory where that is asked for.
+
+    Args:
+        batch: Arrays by name.
+        pin_memory: Copy into page-locked memory.
+        share: Leave arrays of integers where Ray has put them: to write into such a tensor ends the process. Stored
+            voxels become values by arithmetic, which writes elsewhere.
     """
     import torch  # here, because the processes that read import this module, and torch takes them seconds
 
-    if not pin_memory:
-        own = {name: values if values.flags.writeable else np.array(values) for name, values in batch.items()}
-        return {name: torch.from_numpy(values) for name, values in own.items()}
+    def convert(values: np.ndarray) -> Tensor:
+        if pin_memory:
+            return torch.from_numpy(values).pin_memory()
+        is_own = values.flags.writeable or (share and values.dtype.kind in "iu")
+        return torch.from_numpy(values if is_own else np.array(values))
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
-        return {name: torch.from_numpy(np.asarray(values)).pin_memory() for name, values in batch.items()}
+        return {name: convert(np.asarray(values)) for name, values in batch.items()}
 
 
 def _compare(first: Row, first_item: ReadItem, row: Row, item: ReadItem) -> None:

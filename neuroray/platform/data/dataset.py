@@ -39,6 +39,7 @@ def batch_stream(
     feed: Feed = "ray",
     prefetch: int = 2,
     pin_memory: bool = False,
+    share: bool = False,
     read_concurrency: int = 2,
     read_cpus: float = 0.0,
     buffer_bytes: int | None = None,
@@ -59,6 +60,7 @@ def batch_stream(
         feed: "ray": read by Ray Data's tasks, on any machine of the cluster. "direct": read here.
         prefetch: Batches made ready ahead; 0 with "direct" reads when asked.
         pin_memory: Puts batches into page-locked memory, from which a GPU copies faster.
+        share: Leaves arrays of integers in Ray's memory, which may not be written to; see `to_torch`.
         read_concurrency: Read tasks at a time, for this rank; "ray" only.
         read_cpus: Logical CPUs that a read task holds; "ray" only. Zero by default, because training workers may hold
             all there are: reading would wait for them, and they for it. `read_concurrency` bounds the load instead.
@@ -85,7 +87,7 @@ def batch_stream(
         batches = _read_here(part, prefetch)
     else:
         batches = _read_by_ray(part, prefetch, _Reading(read_concurrency, read_cpus, buffer_bytes))
-    return _in_step(part, batches, pin_memory=pin_memory)
+    return _in_step(part, batches, pin_memory=pin_memory, share=share)
 
 
 def scan_dataset(
@@ -152,7 +154,7 @@ class _Part:
 
 
 def _in_step(
-    part: _Part, batches: Generator[tuple[int, Mapping[str, np.ndarray]]], *, pin_memory: bool
+    part: _Part, batches: Generator[tuple[int, Mapping[str, np.ndarray]]], *, pin_memory: bool, share: bool
 ) -> Generator[tuple[int, dict[str, Tensor]]]:
     """The batches with those of no rows set between them, as tensors."""
     with closing(batches):
@@ -163,7 +165,7 @@ def _in_step(
             found, batch = next(batches)
             if found != step:
                 raise RuntimeError(f"the stream is out of step: it gave {found} where {step} was due")
-            yield step, to_torch(batch, pin_memory=pin_memory)
+            yield step, to_torch(batch, pin_memory=pin_memory, share=share)
 
 
 def _read_here(part: _Part, prefetch: int) -> Generator[tuple[int, Mapping[str, np.ndarray]]]:

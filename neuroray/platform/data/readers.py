@@ -34,9 +34,27 @@ class Reader(Protocol):
 class BatchReader(Reader, Protocol):
     """A reader that puts several items into one batch by itself, without a copy of each."""
 
-    def read_batch(self, items: Sequence[ReadItem]) -> Row:
-        """The items as arrays, along a new first axis."""
+    def read_batch(self, items: Sequence[ReadItem], buffers: Buffers | None = None) -> Row:
+        """The items as arrays, along a new first axis; large ones in `buffers`, where they are given."""
         ...
+
+
+class Buffers:
+    """Memory that is used again, for arrays that are copied elsewhere before the next one is read.
+
+    Fresh memory costs the kernel a page fault and a page of zeros for every page: for a window of 200 whole-brain
+    frames as long as it takes to unpack it.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, np.ndarray] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        """An array of any content, over the one that was taken under this name before."""
+        size_bytes = int(np.prod(shape)) * dtype.itemsize
+        if name not in self._kept or self._kept[name].nbytes < size_bytes:
+            self._kept[name] = np.empty(size_bytes, np.uint8)
+        return self._kept[name][:size_bytes].view(dtype).reshape(shape)
 
 
 class RowCache:
@@ -238,12 +256,17 @@ class ScanReader(_StoreReader):
         return (item.stop - item.start, *shape[1:])
 
 
-def read_step(reader: Reader, read: StepRead) -> Row:
+def read_step(reader: Reader, read: StepRead, buffers: Buffers | None = None) -> Row:
     """The batch of one step: its items, stacked.
+
+    Args:
+        reader: Of single items, or of batches.
+        read: The step.
+        buffers: Memory to read into, where the reader can; the next step with the same ones overwrites this batch.
 
     Raises:
         RowError: the items do not fit together.
     """
     if isinstance(reader, BatchReader):
-        return {**reader.read_batch(read.items), ITEM: np.asarray(read.indices, dtype=np.int64)}
+        return {**reader.read_batch(read.items, buffers), ITEM: np.asarray(read.indices, dtype=np.int64)}
     return stack_rows([reader(item) for item in read.items], read.items, read.indices)

@@ -14,7 +14,7 @@ from ray.data.datasource import ReadTask
 
 from neuroray.platform.data.collate import STEP
 from neuroray.platform.data.plan import Plan, ReadItem, StepRead, plan_reads
-from neuroray.platform.data.readers import Reader, read_step
+from neuroray.platform.data.readers import Buffers, Reader, read_step
 
 if TYPE_CHECKING:
     from ray.data import DataContext
@@ -23,6 +23,7 @@ _TASK_BYTES = 16 * 2**20
 _LONGEST_TASK_STEPS = 64
 _READERS_KEPT = 4
 _readers: OrderedDict[str, Any] = OrderedDict()
+_buffers = Buffers()  # a process works off one task at a time
 
 
 class _Task(NamedTuple):
@@ -150,7 +151,8 @@ def _block_reader(reference: ray.ObjectRef, run: Sequence[StepRead]) -> Callable
     def read_blocks() -> Iterator[Block]:
         reader = _fetch_reader(reference)
         for read in run:
-            batch = {**read_step(reader, read), STEP: np.asarray(read.step)}
+            # Ray has copied a block into its object store before it asks for the next one.
+            batch = {**read_step(reader, read, _buffers), STEP: np.asarray(read.step)}
             yield BlockAccessor.batch_to_arrow_block({name: values[None] for name, values in batch.items()})
 
     return read_blocks

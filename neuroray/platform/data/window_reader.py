@@ -13,7 +13,7 @@ import numpy as np
 
 from neuroray.platform.data.collate import Row, RowError
 from neuroray.platform.data.plan import PlanError, ReadItem
-from neuroray.platform.data.readers import ScanReader
+from neuroray.platform.data.readers import Buffers, ScanReader
 from neuroray.storage.faults import StoreError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class WindowReader(ScanReader):
         label_bytes = sum(label.nbytes for label in self._label(item).values())
         return voxel_bytes + frames + 8 * num_scalars + brain_bytes + label_bytes
 
-    def read_batch(self, items: Sequence[ReadItem]) -> Row:
+    def read_batch(self, items: Sequence[ReadItem], buffers: Buffers | None = None) -> Row:
         """Rows along a new first axis; every voxel is written once, into its place.
 
         Raises:
@@ -80,7 +80,8 @@ class WindowReader(ScanReader):
                 fix="bring the scans to one grid, pad short ones (--data.windows.short pad), or use batch_size 1",
             )
         ((shape, dtype),) = shapes
-        voxels = np.empty((len(items), *shape), dtype)
+        full_shape = (len(items), *shape)
+        voxels = np.empty(full_shape, dtype) if buffers is None else buffers.take("voxels", full_shape, dtype)
         rows = [self._read_into(item, window) for item, window in zip(items, voxels, strict=True)]
         return {"voxels": voxels, **{name: np.stack([row[name] for row in rows]) for name in rows[0]}}
 

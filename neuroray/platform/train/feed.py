@@ -36,6 +36,7 @@ def stream_batches(plan: Plan, reader: Reader, team: Team, *, feed: Feed, start_
         start_step=start_step,
         feed=feed,
         pin_memory=on_gpu,
+        share=not on_gpu,
     )
     with closing(stream):  # pyright: ignore[reportArgumentType]: the stream is a generator
         for step, values in stream:

@@ -13,7 +13,7 @@ import torch
 from neuroray.platform.data.collate import ITEM, RowError, size_bytes, stack_rows, to_torch
 from neuroray.platform.data.dataset import batch_stream
 from neuroray.platform.data.plan import Plan, PlanConfig, PlanError, ReadItem, StepRead
-from neuroray.platform.data.readers import read_step
+from neuroray.platform.data.readers import Buffers, read_step
 from neuroray.platform.data.standardise import standardise
 from neuroray.platform.data.window_reader import WindowReader
 from neuroray.platform.data.windows import WindowConfig, choose_windows
@@ -146,6 +146,16 @@ def test_what_cannot_be_read_is_told(runs: ScanStore, monkeypatch: pytest.Monkey
         open_reader(runs).read_batch([ReadItem(scan_id="head")])
     with pytest.raises(PlanError, match="frames 20 to 24"):
         open_reader(runs).read_batch([item("plain", 20, 24)])
+
+
+def test_buffers_are_used_again_and_grow(runs: ScanStore) -> None:
+    reader, buffers = open_reader(runs), Buffers()
+    windows = [[item("plain", 3, 11), item("scaled", 9, 17)], [item("plain", 0, 5)], [item("plain", 0, 23)]]
+    for items in windows:
+        assert np.array_equal(reader.read_batch(items, buffers)["voxels"], reader.read_batch(items)["voxels"])
+    first = reader.read_batch(windows[1], buffers)["voxels"]
+    again = reader.read_batch(windows[0], buffers)["voxels"]
+    assert np.shares_memory(first, again)
 
 
 def test_a_pickled_reader_reads_the_same_without_statistics(runs: ScanStore) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from contracts.fault_proxy import FaultProxy
 from contracts.feature_cohort import MODEL, write_feature_cohort
 
+from neuroray.platform.evaluate.protocol import evaluate
 from neuroray.platform.models.dinoatten3d import DinoAtten3DConfig
 from neuroray.platform.train.loop import Run, fit, prepare_run
 from neuroray.platform.train.metrics_log import curve, read_metrics
@@ -155,6 +157,20 @@ def test_a_run_folder_may_be_a_bucket(store: ScanStore, s3_bucket: str):
     assert run.child("tensorboard").names()
     load_weights(result.model)
     assert fit(recipe, store=store.uri, out=f"{s3_bucket}/runs/first").was_finished
+
+
+@pytest.mark.s3
+def test_neither_training_nor_evaluation_writes_to_the_store(
+    s3_server: str, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = write_feature_cohort(f"{s3_bucket}/store")
+    with FaultProxy(s3_server) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        rule = proxy.add("access denied", method="PUT|POST|DELETE|PATCH")
+        fit(make_recipe(loop=LoopConfig(num_epochs=2)), store=store.uri, out=str(tmp_path / "run"))
+        assert evaluate(tmp_path / "run", num_resamples=100).num_people > 0
+        assert proxy.requests
+    assert rule.met == 0, "something was written"
 
 
 def _start(run: Run) -> None:

@@ -116,7 +116,11 @@ def watch_stream(place: Workplace, task: StreamTask, interval_s: float = 0.2) ->
     watcher.start()
     num_windows = 0
     stream = batch_stream(
-        task.plan(place), open_reader(place), read_concurrency=task.num_processes, buffer_bytes=task.buffer_bytes
+        task.plan(place),
+        open_reader(place),
+        share=True,
+        read_concurrency=task.num_processes,
+        buffer_bytes=task.buffer_bytes,
     )
     with closing(stream):
         for _, batch in stream:

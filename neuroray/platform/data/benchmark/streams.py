@@ -76,7 +76,14 @@ def time_ray(place: Workplace, task: StreamTask) -> float:
     """Seconds per window of the stream that training takes, once it flows."""
     plan = task.plan(place)
     start = 0.0
-    stream = batch_stream(plan, open_reader(place), read_concurrency=task.num_processes, buffer_bytes=task.buffer_bytes)
+    # As the training loop takes it on a CPU.
+    stream = batch_stream(
+        plan,
+        open_reader(place),
+        share=True,
+        read_concurrency=task.num_processes,
+        buffer_bytes=task.buffer_bytes,
+    )
     with closing(stream):
         for number, (_, batch) in enumerate(stream, start=1):
             del batch
