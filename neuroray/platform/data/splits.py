@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
+from scipy.stats import rankdata
 from sklearn.model_selection import StratifiedGroupKFold
 
 from neuroray.config import Config
 from neuroray.errors import NeurorayError
+from neuroray.platform.data.labels import LabelError, read_class, read_number
 from neuroray.platform.data.plan import KeyedPermutation
 
 _FORMAT = 1
 _ONE_CLASS = "all"
+_UNKNOWN = "unknown"
 Side = Literal["train", "val", "test"]
 SIDES: tuple[Side, ...] = ("train", "val", "test")
 
@@ -63,6 +67,9 @@ class SplitConfig(Config):
         fold: Which of them this is.
         seed: Deals people into parts.
         stratify_by: The label whose classes every part should hold in equal shares; None: groups only.
+        num_bins: For a label that is a measure: classes of it, made of equally many neighbours by rank; None: it has
+            classes already.
+        keep_unlabelled: Deal scans without the label too, as a class of their own, instead of leaving them out.
         shuffle_labels_seed: A control experiment: labels are dealt anew among people, so there is nothing to learn.
     """
 
@@ -73,6 +80,8 @@ class SplitConfig(Config):
     fold: int = 0
     seed: int = 0
     stratify_by: str | None = "diagnosis"
+    num_bins: int | None = None
+    keep_unlabelled: bool = False
     shuffle_labels_seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -86,6 +95,12 @@ class SplitConfig(Config):
                 given=f"{self.num_folds} folds of {self.test_parts} parts",
                 expected=f"at most {self.num_parts} parts in all",
             )
+        if self.num_bins is not None and (self.num_bins < 1 or self.stratify_by is None):
+            raise SplitError(
+                "a measure is cut into bins of neighbours",
+                given=f"num_bins {self.num_bins} of {self.stratify_by}",
+                expected="1 or more, of a label that stratify_by names",
+            )
         if not 0 <= self.fold < self.num_folds:
             raise SplitError("no such fold", given=self.fold, expected=f"0 to {self.num_folds - 1}")
 
@@ -96,7 +111,8 @@ class Split:
 
     Attributes:
         left_out: Scans without a label, which are on no side.
-        labels: The class of every scan on a side; shuffled, where the configuration says so.
+        labels: The class, or number, of every scan on a side that has one; shuffled, where the configuration says so.
+        bins: For a label that is a measure, or not known of everybody: as what each scan was dealt.
         catalogue_version: Of the store that the records came from; None where it was not given.
     """
 
@@ -106,21 +122,29 @@ class Split:
     test: tuple[str, ...]
     left_out: tuple[str, ...] = ()
     labels: dict[str, str]
+    bins: dict[str, str] = field(default_factory=dict)
     catalogue_version: int | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """All classes, sorted: a model's outputs follow this order."""
-        return tuple(sorted(set(self.labels.values())))
+        """All classes, sorted: a model's outputs follow this order; none where the label is a measure."""
+        return () if self.config.num_bins is not None else tuple(sorted(set(self.labels.values())))
+
+    @property
+    def dealt_as(self) -> Mapping[str, str]:
+        """Of every scan the class, or the bin, of which each side has its share."""
+        return self.bins or self.labels
 
     def side(self, name: Side) -> tuple[str, ...]:
         """The scans of one side."""
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Scans per class, for each side."""
-        tallies = {side: Counter(self.labels[scan_id] for scan_id in self.side(side)) for side in SIDES}
-        return {side: {name: tally[name] for name in self.classes} for side, tally in tallies.items()}
+        """Scans per class, or per bin of a measure, for each side."""
+        dealt = self.dealt_as
+        names = sorted(set(dealt.values()))
+        tallies = {side: Counter(dealt[scan_id] for scan_id in self.side(side)) for side in SIDES}
+        return {side: {name: tally[name] for name in names} for side, tally in tallies.items()}
 
     def to_json(self) -> dict[str, Any]:
         """All of it, with the counts for a reader's eye."""
@@ -132,6 +156,7 @@ class Split:
             **{side: list(self.side(side)) for side in SIDES},
             "left_out": list(self.left_out),
             "labels": dict(sorted(self.labels.items())),
+            **({"bins": dict(sorted(self.bins.items()))} if self.bins else {}),
         }
 
     @classmethod
@@ -151,7 +176,13 @@ class Split:
         if twice:
             raise SplitError("a split file with a scan on two sides", given=f"{len(twice)} such scans")
         config = SplitConfig.from_json(data["config"])
-        return cls(config=config, labels=data["labels"], catalogue_version=data.get("catalogue_version"), **sides)
+        return cls(
+            config=config,
+            labels=data["labels"],
+            bins=data.get("bins", {}),
+            catalogue_version=data.get("catalogue_version"),
+            **sides,
+        )
 
     def write_json(self, path: Path) -> None:
         """Writes `to_json` as indented text."""
@@ -176,22 +207,23 @@ def split_subjects(
     """
     ordered = sorted(records, key=lambda record: record.scan_id)
     _refuse_twice(ordered)
-    found = {record.scan_id: _label_of(record, config.stratify_by) for record in ordered}
-    labelled = [record for record in ordered if found[record.scan_id] is not None]
-    if not labelled:
-        raise SplitError(
-            f"no scan has the label {config.stratify_by}", given=f"{len(ordered)} scans", fix="check participants.tsv"
-        )
-    labels = {record.scan_id: str(found[record.scan_id]) for record in labelled}
+    labels = _read_labels(ordered, config)
     if config.shuffle_labels_seed is not None:
+        labelled = [record for record in ordered if record.scan_id in labels]
         labels = _shuffle_labels(labelled, labels, config.shuffle_labels_seed)
-    groups = dict(zip(found, _groups(ordered), strict=True))
-    parts = _deal(labels, groups, config)
+    bins = _cut_into_bins(labels, config.num_bins) if config.num_bins is not None else {}
+    left_out = [record.scan_id for record in ordered if record.scan_id not in labels]
+    if config.keep_unlabelled and left_out:
+        bins = {**(bins or labels), **dict.fromkeys(left_out, _UNKNOWN)}
+        left_out = []
+    groups = dict(zip((record.scan_id for record in ordered), _groups(ordered), strict=True))
+    parts = _deal(bins or labels, groups, config)
     split = Split(
         config=config,
         **_sides_of(parts, config),
-        left_out=tuple(record.scan_id for record in ordered if found[record.scan_id] is None),
+        left_out=tuple(left_out),
         labels=labels,
+        bins=bins,
         catalogue_version=catalogue_version,
     )
     _refuse_missing_class(split)
@@ -204,13 +236,31 @@ def _refuse_twice(ordered: Sequence[LabelledScan]) -> None:
         raise SplitError("a scan is listed twice", given=f"{twice} repeated scan ids", fix="pass each record once")
 
 
-def _label_of(record: LabelledScan, name: str | None) -> str | None:
+def _read_labels(ordered: Sequence[LabelledScan], config: SplitConfig) -> dict[str, str]:
+    """The labels that are known, by scan, as text."""
+    name = config.stratify_by
     if name is None:
-        return _ONE_CLASS
-    value = getattr(record, name) if hasattr(record, name) else record.extra.get(name)
-    if isinstance(value, float) and not value.is_integer():
-        raise SplitError(f"{name} is a measure, not a class", given=value, fix="stratify_by a label with few values")
-    return None if value is None or value == "" else str(value)
+        return {record.scan_id: _ONE_CLASS for record in ordered}
+    read = read_class if config.num_bins is None else read_number
+    try:
+        found = {record.scan_id: read(record, name) for record in ordered}
+    except LabelError as fault:
+        raise SplitError(fault.fault, given=fault.given, expected=fault.expected, fix=fault.fix) from fault
+    labels = {scan_id: str(value) for scan_id, value in found.items() if value is not None}
+    if not labels:
+        raise SplitError(f"no scan has the label {name}", given=f"{len(ordered)} scans", fix="check participants.tsv")
+    return labels
+
+
+def _cut_into_bins(labels: Mapping[str, str], num_bins: int) -> dict[str, str]:
+    """Neighbours by rank; who is equal is in the same bin, and who is on which side plays no part."""
+    ranks = rankdata([float(text) for text in labels.values()], method="average")
+    numbers = np.minimum(((ranks - 0.5) / len(labels) * num_bins).astype(int), num_bins - 1)
+    width = len(str(num_bins))
+    return {
+        scan_id: f"bin {number + 1:0{width}d} of {num_bins}"
+        for scan_id, number in zip(labels, numbers.tolist(), strict=True)
+    }
 
 
 def _groups(records: Sequence[LabelledScan]) -> list[str]:
@@ -236,18 +286,23 @@ def _deal(labels: Mapping[str, str], groups: Mapping[str, str], config: SplitCon
     families = np.array([groups[scan_id] for scan_id in labels])
     _refuse_small_class(families, classes, config)
     dealer = StratifiedGroupKFold(n_splits=config.num_parts, shuffle=True, random_state=config.seed)
-    return [scan_ids[chosen].tolist() for _, chosen in dealer.split(scan_ids, classes, families)]
+    with warnings.catch_warnings():
+        # Of classes smaller than the number of parts; that is refused above, or said of those without the label.
+        warnings.filterwarnings("ignore", message="The least populated class")
+        return [scan_ids[chosen].tolist() for _, chosen in dealer.split(scan_ids, classes, families)]
 
 
 def _refuse_small_class(groups: np.ndarray, classes: np.ndarray, config: SplitConfig) -> None:
+    fewer_bins = "" if config.num_bins is None else ", take fewer num_bins"
     for name in np.unique(classes):
         num_groups = len(np.unique(groups[classes == name]))
-        if num_groups < config.num_parts:
+        # Of those without the label, no part needs its share.
+        if num_groups < config.num_parts and name != _UNKNOWN:
             raise SplitError(
                 f"class {name} of {config.stratify_by} has too few people or families to be in every part",
                 given=f"{num_groups} in {config.num_parts} parts",
                 expected=f"at least {config.num_parts}",
-                fix=f"lower num_parts to {num_groups} or less, or gather more",
+                fix=f"lower num_parts to {num_groups} or less{fewer_bins}, or gather more",
             )
 
 
@@ -265,7 +320,7 @@ def _sides_of(parts: Sequence[Sequence[str]], config: SplitConfig) -> dict[Side,
 
 def _refuse_missing_class(split: Split) -> None:
     for side, counts in split.counts().items():
-        missing = [name for name, count in counts.items() if count == 0]
+        missing = [name for name, count in counts.items() if count == 0 and name != _UNKNOWN]
         if missing:
             raise SplitError(
                 f"the {side} side has nobody of class {', '.join(missing)}",

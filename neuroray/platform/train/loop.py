@@ -129,7 +129,7 @@ def training_plan(recipe: Recipe, cohort: Cohort) -> Plan:
         items=items,
         config=config,
         num_epochs=recipe.loop.num_epochs,
-        labels=tuple(cohort.split.labels[scan_id] for scan_id in scan_ids),
+        labels=tuple(cohort.split.dealt_as[scan_id] for scan_id in scan_ids),
     )
 
 

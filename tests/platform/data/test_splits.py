@@ -222,3 +222,57 @@ def test_shuffling_labels_does_not_depend_on_the_order_of_records() -> None:
     cohort = make_cohort()
     config = SplitConfig(shuffle_labels_seed=1)
     assert split_subjects(cohort[::-1], config) == split_subjects(cohort, config)
+
+
+def with_ages(records: list[Record], seed: int = 3) -> list[Record]:
+    draw = random.Random(seed)
+    return [replace(record, age_years=round(draw.uniform(20, 80), 1)) for record in records]
+
+
+def test_a_measure_is_dealt_out_evenly_by_its_bins() -> None:
+    cohort = with_ages(make_cohort(100))
+    ages = {record.scan_id: record.age_years or 0 for record in cohort}
+    split = split_subjects(cohort, SplitConfig(stratify_by="age_years", num_bins=5))
+    assert split.counts()["test"] == {f"bin {number} of 5": 2 for number in range(1, 6)}
+    assert split.counts()["train"] == {f"bin {number} of 5": 16 for number in range(1, 6)}
+    by_bin = [[ages[scan] for scan, name in split.bins.items() if name == f"bin {k} of 5"] for k in range(1, 6)]
+    assert all(max(low) <= min(high) for low, high in zip(by_bin[:-1], by_bin[1:], strict=True))
+    assert {scan_id: float(text) for scan_id, text in split.labels.items()} == ages
+    assert split.classes == ()
+    assert Split.from_json(json.loads(json.dumps(split.to_json()))) == split
+
+
+def test_equal_measures_are_never_parted_and_shuffled_ones_are_binned_as_dealt() -> None:
+    cohort = [replace(record, age_years=50.0 if index < 70 else 60.0) for index, record in enumerate(make_cohort(100))]
+    config = SplitConfig(stratify_by="age_years", num_bins=4, shuffle_labels_seed=1)
+    split = split_subjects(cohort, config)
+    bins = {(split.labels[scan_id], name) for scan_id, name in split.bins.items()}
+    assert bins == {("50.0", "bin 2 of 4"), ("60.0", "bin 4 of 4")}
+    assert sum(split.labels[record.scan_id] != str(record.age_years) for record in cohort) > 20
+
+
+def test_who_lacks_the_label_can_be_dealt_too() -> None:
+    cohort = with_ages(make_cohort(60))
+    cohort[7] = replace(cohort[7], age_years=None)
+    config = SplitConfig(stratify_by="age_years", num_bins=2, keep_unlabelled=True)
+    split = split_subjects(cohort, config)
+    assert split.left_out == ()
+    assert split.dealt_as["sub-007_ses-0"] == "unknown"
+    assert "sub-007_ses-0" not in split.labels
+    assert sum(counts["unknown"] for counts in split.counts().values()) == 1
+    classes = replace(cohort[0], diagnosis=None)
+    kept = split_subjects([classes, *cohort[1:]], SplitConfig(keep_unlabelled=True))
+    assert kept.classes == ("control", "patient")
+    assert kept.dealt_as[classes.scan_id] == "unknown"
+
+
+def test_a_measure_wants_bins_and_a_class_takes_none() -> None:
+    cohort = with_ages(make_cohort())
+    with pytest.raises(SplitError, match="num_bins"):
+        split_subjects(cohort, SplitConfig(stratify_by="age_years"))
+    with pytest.raises(SplitError, match="diagnosis is a class, not a measure.*given patient"):
+        split_subjects(cohort, SplitConfig(stratify_by="diagnosis", num_bins=3))
+    with pytest.raises(SplitError, match="bin 1 of 9 of age_years has too few.*fewer num_bins"):
+        split_subjects(cohort, SplitConfig(stratify_by="age_years", num_bins=9))
+    with pytest.raises(SplitError, match="cut into bins"):
+        SplitConfig(stratify_by=None, num_bins=2)
