@@ -30,6 +30,7 @@ JOBS = {
     "extract": "compute and cache slice features",
     "train": "fit a recipe, or resume it",
     "evaluate": "judge a run on people it has not seen",
+    "baselines": "what simple predictors on connectivity reach, beside a run or alone",
     "explain": "show what a prediction rests on, in scan space",
     "predict": "answer for scan files",
     "export": "write a model folder to hand on",

@@ -4,7 +4,7 @@ import json
 import random
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
@@ -236,7 +236,7 @@ def test_a_measure_is_dealt_out_evenly_by_its_bins() -> None:
     assert split.counts()["test"] == {f"bin {number} of 5": 2 for number in range(1, 6)}
     assert split.counts()["train"] == {f"bin {number} of 5": 16 for number in range(1, 6)}
     by_bin = [[ages[scan] for scan, name in split.bins.items() if name == f"bin {k} of 5"] for k in range(1, 6)]
-    assert all(max(low) <= min(high) for low, high in zip(by_bin[:-1], by_bin[1:], strict=True))
+    assert all(max(low) <= min(high) for low, high in pairwise(by_bin))
     assert {scan_id: float(text) for scan_id, text in split.labels.items()} == ages
     assert split.classes == ()
     assert Split.from_json(json.loads(json.dumps(split.to_json()))) == split
@@ -270,9 +270,9 @@ def test_a_measure_wants_bins_and_a_class_takes_none() -> None:
     cohort = with_ages(make_cohort())
     with pytest.raises(SplitError, match="num_bins"):
         split_subjects(cohort, SplitConfig(stratify_by="age_years"))
-    with pytest.raises(SplitError, match="diagnosis is a class, not a measure.*given patient"):
+    with pytest.raises(SplitError, match=r"diagnosis is a class, not a measure.*given patient"):
         split_subjects(cohort, SplitConfig(stratify_by="diagnosis", num_bins=3))
-    with pytest.raises(SplitError, match="bin 1 of 9 of age_years has too few.*fewer num_bins"):
+    with pytest.raises(SplitError, match=r"bin 1 of 9 of age_years has too few.*fewer num_bins"):
         split_subjects(cohort, SplitConfig(stratify_by="age_years", num_bins=9))
     with pytest.raises(SplitError, match="cut into bins"):
         SplitConfig(stratify_by=None, num_bins=2)
