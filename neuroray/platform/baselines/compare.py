@@ -27,6 +27,8 @@ from neuroray.platform.baselines.predictors import (
 )
 from neuroray.platform.baselines.question import Question
 from neuroray.platform.baselines.series import CleaningConfig
+from neuroray.platform.baselines.swin4d import fit_swin4d
+from neuroray.platform.baselines.voxel_windows import RunWindows
 from neuroray.platform.data.splits import SIDES, Split
 from neuroray.platform.evaluate.intervals import NUM_RESAMPLES, Estimate, draw_resamples, estimate
 from neuroray.platform.evaluate.metrics import classification_metrics, regression_metrics
@@ -46,6 +48,9 @@ BASELINES = {
         package="xgboost",
     ),
     "brainnetcnn": Baseline(label="BrainNetCNN", kinds=("classification", "regression"), fit=fit_brainnetcnn),
+    "swin4d": Baseline(
+        label="Swin-4D on voxels", kinds=("classification", "regression"), fit=fit_swin4d, by_default=False
+    ),
 }
 """Every baseline by name, in the order of the table."""
 
@@ -149,7 +154,8 @@ def compare(
         question: The target and the folds.
         store: The runs.
         config: How.
-        names: Baselines, in any order; None: all for this kind of target that can run here.
+        names: Baselines, in any order; None: all for this kind of target that can run here in
+            seconds.
         model: What a model said of the same test scans: probabilities in the order of the question's classes, or the
             measure, by (fold, scan).
         model_label: What it is called.
@@ -166,7 +172,7 @@ def compare(
     told: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
     sizes = []
     for index, split in question.folds:
-        samples, num_regions = _measure_fold(question, split, store, config, track)
+        samples, num_regions = _measure_fold(question, split, store, config, track, with_voxels="swin4d" in chosen)
         task = Task(kind=question.kind, num_classes=len(question.classes), seed=config.seed)
         sizes.append(num_regions)
         rows += [(index, scan_id) for scan_id in question.side(split, "test")[0]]
@@ -187,10 +193,14 @@ def choose_baselines(question: Question, names: Sequence[str] | None) -> tuple[l
     """
     suited = [name for name, baseline in BASELINES.items() if question.kind in baseline.kinds]
     if names is None:
-        missing = {name: BASELINES[name].package for name in suited if not BASELINES[name].is_available()}
-        return [name for name in suited if name not in missing], {
-            name: f"{package} is not installed" for name, package in missing.items()
+        skipped = {
+            name: "it takes minutes a fold, and runs only where it is named"
+            if BASELINES[name].is_available()
+            else f"{BASELINES[name].package} is not installed"
+            for name in suited
+            if not (BASELINES[name].by_default and BASELINES[name].is_available())
         }
+        return [name for name in suited if name not in skipped], skipped
     wrong = [name for name in names if name not in suited]
     if wrong:
         raise BaselineError(
@@ -216,7 +226,13 @@ def measure(
 
 
 def _measure_fold(
-    question: Question, split: Split, store: ScanStore, config: CompareConfig, track: Track | None
+    question: Question,
+    split: Split,
+    store: ScanStore,
+    config: CompareConfig,
+    track: Track | None,
+    *,
+    with_voxels: bool,
 ) -> tuple[dict[str, Sample], int]:
     parcels = make_parcels(store, split.train, config.parcels, config.cleaning)
     wanted = sorted(scan_id for side in SIDES for scan_id in question.side(split, side)[0])
@@ -226,7 +242,8 @@ def _measure_fold(
     for side in SIDES:
         scan_ids, values, groups = question.side(split, side)
         edges, levels = stack_features(found, scan_ids)
-        features = Features(edges=edges, levels=levels, num_regions=parcels.num_regions)
+        runs = RunWindows(store, scan_ids) if with_voxels else None
+        features = Features(edges=edges, levels=levels, num_regions=parcels.num_regions, runs=runs)
         samples[side] = Sample(features=features, values=values, groups=groups)
     return samples, parcels.num_regions
 

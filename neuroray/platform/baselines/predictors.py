@@ -12,6 +12,7 @@ from jaxtyping import Float, Shaped
 
 from neuroray.platform.baselines.errors import BaselineError
 from neuroray.platform.baselines.question import Kind
+from neuroray.platform.baselines.voxel_windows import RunWindows
 
 Predict = Callable[["Features"], Float[np.ndarray, "row output"]]
 Fit = Callable[["Sample", "Sample", "Task"], Predict]
@@ -29,11 +30,13 @@ class Features:
         edges: Connectivity, Fisher z.
         levels: Mean signal of the regions: anatomy alone.
         num_regions: Of which the edges are pairs.
+        runs: The runs themselves, for who looks at voxels.
     """
 
     edges: Float[np.ndarray, "row edge"]
     levels: Float[np.ndarray, "row region"]
     num_regions: int
+    runs: RunWindows | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +72,14 @@ class Baseline:
         kinds: The targets it is for.
         fit: From training and validation side to a function of features: probabilities of each class, or one column.
         package: What must be installed besides.
+        by_default: Whether it runs without being named.
     """
 
     label: str
     kinds: tuple[Kind, ...]
     fit: Fit
     package: str | None = None
+    by_default: bool = True
 
     def is_available(self) -> bool:
         """Whether its package is there."""

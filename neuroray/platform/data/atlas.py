@@ -13,6 +13,7 @@ AtlasName = Literal["seitzman", "power", "dosenbach"]
 ATLASES: tuple[AtlasName, ...] = get_args(AtlasName)
 
 _POWER_RADIUS_MM = 5.0  # Power et al. 2011: spheres of 10 mm across
+_UNASSIGNED = "unassigned"
 _SOURCES = {
     "seitzman": "Seitzman et al. 2020, 300 regions (doi 10.1016/j.neuroimage.2019.116290)",
     "power": "Power et al. 2011, 264 regions (doi 10.1016/j.neuron.2011.09.006)",
@@ -103,16 +104,40 @@ def label_networks(
         The labels, counted from 1, and the networks' names in that order. Regions that the table leaves unassigned
         label nothing.
     """
+    atlas = load_roi_atlas("seitzman")
+    known = [index for index, network in enumerate(atlas.networks) if network != _UNASSIGNED]
+    names = tuple(sorted({atlas.networks[index] for index in known}))
+    number_of = np.array([0, *(names.index(atlas.networks[index]) + 1 for index in known)], dtype=np.int16)
+    return number_of[_label_nearest(atlas.centres_mm[known], shape, affine, reach_mm)], names
+
+
+def label_regions(
+    shape: tuple[int, int, int], affine: Float[np.ndarray, "4 4"], *, reach_mm: float = 10.0
+) -> tuple[Int[np.ndarray, "x y z"], tuple[str, ...]]:
+    """The nearest Seitzman region of each voxel within `reach_mm`, counted from 1; 0 where none is.
+
+    Returns:
+        The labels, and names that say network and centre in MNI152 mm.
+    """
+    atlas = load_roi_atlas("seitzman")
+    names = tuple(
+        f"{network} ({x:.0f}, {y:.0f}, {z:.0f})"
+        for network, (x, y, z) in zip(atlas.networks, atlas.centres_mm, strict=True)
+    )
+    return _label_nearest(atlas.centres_mm, shape, affine, reach_mm), names
+
+
+def _label_nearest(
+    centres_mm: Float[np.ndarray, "region 3"],
+    shape: tuple[int, int, int],
+    affine: Float[np.ndarray, "4 4"],
+    reach_mm: float,
+) -> Int[np.ndarray, "x y z"]:
     from scipy.spatial import KDTree
 
-    atlas = load_roi_atlas("seitzman")
-    known = np.array([network != "unassigned" for network in atlas.networks])
-    names = tuple(sorted({network for network in atlas.networks if network != "unassigned"}))
-    number_of = np.array([names.index(network) + 1 if network in names else 0 for network in atlas.networks])[known]
     index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1).reshape(-1, 3)
-    distance_mm, nearest = KDTree(atlas.centres_mm[known]).query(index @ affine[:3, :3].T + affine[:3, 3])
-    labels = np.where(distance_mm <= reach_mm, number_of[nearest], 0)
-    return labels.reshape(shape).astype(np.int16), names
+    distance_mm, nearest = KDTree(centres_mm).query(index @ affine[:3, :3].T + affine[:3, 3])
+    return np.where(distance_mm <= reach_mm, nearest + 1, 0).reshape(shape).astype(np.int16)
 
 
 def _box(middle: np.ndarray, reach: np.ndarray, shape: tuple[int, int, int]) -> tuple[slice, slice, slice]:
