@@ -21,10 +21,10 @@ from neuroray.jobs.recipes import list_recipes, load_recipe
 from neuroray.jobs.run_record import RunRecord, record_run
 from neuroray.platform.data.extract import extract_features
 from neuroray.platform.train.loop import Run, fit_run, prepare_run, training_plan
+from neuroray.platform.train.people import choose_records
 from neuroray.platform.train.recipe import Recipe, RecipeError
 from neuroray.platform.train.run_folder import FitResult, choose_version, read_result
 from neuroray.platform.train.step import RankBatch
-from neuroray.platform.train.tasks.dinoatten3d import choose_records
 from neuroray.storage.locations import Location
 from neuroray.storage.store import ScanStore
 

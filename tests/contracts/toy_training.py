@@ -85,6 +85,9 @@ class ToyTask:
     def blocks(self, module: ToyNet) -> Sequence[nn.Module]:
         return [module.stem]
 
+    def undecayed(self, module: ToyNet) -> tuple[str, ...]:
+        return ("stem.weight",)
+
     def reader(self, cohort: Cohort) -> ToyReader:
         return ToyReader(cohort.split)
 
@@ -189,6 +192,7 @@ def toy_run(
     record_to: str | None = None,
     windows: WindowConfig | None = None,
     scaling: ScalingConfig | None = None,
+    optim: OptimConfig | None = None,
     **loop: Any,
 ) -> Run:
     """A run of 4 steps an epoch, the last of them short; `loop` overrides the settings of its loop."""
@@ -201,7 +205,7 @@ def toy_run(
         record_to=record_to,
         data=DataConfig(windows=windows or WindowConfig()),
         scaling=scaling or ScalingConfig(),
-        optim=OptimConfig(lr=0.05, clip_norm=1.0),
+        optim=optim or OptimConfig(lr=0.05, clip_norm=1.0),
         loop=LoopConfig(**settings),
     )
     return Run(recipe=recipe, cohort=toy_cohort(num_train), folder=Location(folder))

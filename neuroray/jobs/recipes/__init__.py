@@ -13,7 +13,10 @@ from types import ModuleType
 from neuroray.platform.train.recipe import Recipe, RecipeError
 
 # Model to module; a module is imported when one of its recipes is asked for.
-RECIPES = {"dinoatten3d": "neuroray.jobs.recipes.dinoatten3d"}
+RECIPES = {
+    "brainmt": "neuroray.jobs.recipes.brainmt",
+    "dinoatten3d": "neuroray.jobs.recipes.dinoatten3d",
+}
 
 
 def load_recipe(name: str) -> Recipe:

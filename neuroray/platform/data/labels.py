@@ -22,6 +22,12 @@ class Labelled(Protocol):
         ...
 
 
+def read_text(record: Labelled, name: str) -> str | None:
+    """The label as it stands, as text; None where it is not known."""
+    value = _find(record, name)
+    return None if value is None or value == "" else str(value)
+
+
 def read_class(record: Labelled, name: str) -> str | None:
     """The label as the name of a class; None where it is not known.
 
@@ -35,7 +41,7 @@ def read_class(record: Labelled, name: str) -> str | None:
             given=value,
             fix="take a label with few values; a split cuts a measure into classes with num_bins",
         )
-    return None if value is None or value == "" else str(value)
+    return read_text(record, name)
 
 
 def read_number(record: Labelled, name: str) -> float | None:

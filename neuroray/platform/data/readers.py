@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from neuroray.storage.store import ScanRecord, ScanStore
 
 
+Label = int | float | Sequence[float]
+"""Class index, measure, or several numbers, of one scan."""
+
+
 class Reader(Protocol):
     """Reads one item. Called from several threads, and in other processes after pickling."""
 
@@ -92,7 +96,7 @@ class _StoreReader:
         store_uri: str,
         version: int,
         *,
-        labels: Mapping[str, int | float] | None = None,
+        labels: Mapping[str, Label] | None = None,
         cache_bytes: int = 64 * 2**20,
     ) -> None:
         self._store_uri = store_uri
@@ -144,7 +148,7 @@ class _StoreReader:
         if item.scan_id not in self._labels:
             raise PlanError(f"no label for {item.scan_id}", expected="a label for every item of the plan")
         label = self._labels[item.scan_id]
-        return {"label": np.array(label, dtype=np.float32 if isinstance(label, float) else np.int64)}
+        return {"label": np.array(label, dtype=np.float32 if isinstance(label, float | Sequence) else np.int64)}
 
 
 class FeatureReader(_StoreReader):
@@ -154,7 +158,7 @@ class FeatureReader(_StoreReader):
         store_uri: The store of the scans.
         version: Its catalogue version.
         fingerprint: Of the encoder that made the features.
-        labels: Class index (int) or measure (float) of each scan; None: rows carry no label.
+        labels: Class index (int), measure (float) or several numbers of each scan; None: rows carry no label.
         cache_bytes: How much to keep of what was read, in each process.
     """
 
@@ -164,7 +168,7 @@ class FeatureReader(_StoreReader):
         version: int,
         fingerprint: str,
         *,
-        labels: Mapping[str, int | float] | None = None,
+        labels: Mapping[str, Label] | None = None,
         cache_bytes: int = 64 * 2**20,
     ) -> None:
         super().__init__(store_uri, version, labels=labels, cache_bytes=cache_bytes)
@@ -200,7 +204,7 @@ class ScanReader(_StoreReader):
     Args:
         store_uri: The store.
         version: Its catalogue version.
-        labels: Class index (int) or measure (float) of each scan; None: rows carry no label.
+        labels: Class index (int), measure (float) or several numbers of each scan; None: rows carry no label.
         cache_bytes: How much to keep of what was read, in each process; nothing by default, for scans are large.
     """
 
@@ -209,7 +213,7 @@ class ScanReader(_StoreReader):
         store_uri: str,
         version: int,
         *,
-        labels: Mapping[str, int | float] | None = None,
+        labels: Mapping[str, Label] | None = None,
         cache_bytes: int = 0,
     ) -> None:
         super().__init__(store_uri, version, labels=labels, cache_bytes=cache_bytes)

@@ -17,6 +17,7 @@ def standardise(batch: Mapping[str, Tensor], dtype: torch.dtype = torch.float32)
     z = (stored * slope + intercept - mean) / std, with mean and std over the brain in all frames of the run. Background
     is what the `brain` mask leaves out where the batch has one, else values of 0; it, and padding, are set to the z of
     the smallest value in the brain, so that nothing lies below the brain (as SwiFT, TFF and BrainMT prepare runs).
+    So is what is no number, and a frame whose brain is all of one value: it was not acquired.
 
     Args:
         batch: As `WindowReader` gives it: `voxels`, `frame_mask`, `slope`, `intercept`, `mean`, `std`, `minimum`.
@@ -39,9 +40,20 @@ def standardise(batch: Mapping[str, Tensor], dtype: torch.dtype = torch.float32)
             stored = voxels[index, first : first + _FRAMES_AT_ONCE]
             values = stored.to(exact, copy=True).mul_(slope / std).add_((intercept - mean) / std)
             background = ~brain if brain is not None else _is_zero(stored, slope, intercept)
-            scores[index, first : first + _FRAMES_AT_ONCE] = values.masked_fill_(background, lowest)
+            if stored.is_floating_point():
+                background = background | ~stored.isfinite()
+            values.masked_fill_(background, lowest)
+            values[_is_flat(values, background)] = lowest
+            scores[index, first : first + _FRAMES_AT_ONCE] = values
         scores[index, ~batch["frame_mask"][index]] = lowest
     return scores
+
+
+def _is_flat(values: Float[Tensor, "time x y z"], background: Bool[Tensor, "*time x y z"]) -> Bool[Tensor, " time"]:
+    """Frames of which all brain voxels are equal."""
+    least = values.masked_fill(background, torch.inf).amin((1, 2, 3))
+    most = values.masked_fill(background, -torch.inf).amax((1, 2, 3))
+    return least == most
 
 
 def _is_zero(stored: Num[Tensor, "time x y z"], slope: float, intercept: float) -> Bool[Tensor, "time x y z"]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from neuroray.platform.data.collate import Row, RowError
 from neuroray.platform.data.plan import PlanError, ReadItem
-from neuroray.platform.data.readers import Buffers, ScanReader
+from neuroray.platform.data.readers import Buffers, Label, ScanReader
 from neuroray.storage.faults import StoreError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class WindowReader(ScanReader):
     Args:
         store_uri: The store.
         version: Its catalogue version.
-        labels: Class index (int) or measure (float) of each scan; None: rows carry no label.
+        labels: Class index (int), measure (float) or several numbers of each scan; None: rows carry no label.
         with_statistics: Read `mean`, `std` and `minimum`, which `standardise` needs.
         with_brain: Read the brain mask.
         cache_bytes: How much to keep of single rows, in each process.
@@ -43,7 +43,7 @@ class WindowReader(ScanReader):
         store_uri: str,
         version: int,
         *,
-        labels: Mapping[str, int | float] | None = None,
+        labels: Mapping[str, Label] | None = None,
         with_statistics: bool = True,
         with_brain: bool = False,
         cache_bytes: int = 0,

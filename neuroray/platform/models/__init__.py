@@ -1,7 +1,9 @@
 """The models: a config class by name, each with `build() -> nn.Module` and defaults of the paper's size."""
 
+from neuroray.platform.models.brainmt import BrainMTConfig
 from neuroray.platform.models.dinoatten3d import DinoAtten3DConfig
 
-MODELS: dict[str, type[DinoAtten3DConfig]] = {
+MODELS: dict[str, type[BrainMTConfig] | type[DinoAtten3DConfig]] = {
+    "brainmt": BrainMTConfig,
     "dinoatten3d": DinoAtten3DConfig,
 }

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
 from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 
 from neuroray.platform.train.manifest import CheckpointError, Manifest, Progress
+from neuroray.platform.train.optim import WeightAverage
 from neuroray.platform.train.parallel import Team
 from neuroray.platform.train.recipe import RecipeError
 from neuroray.storage.faults import MissingObjectError
@@ -54,7 +55,14 @@ class Checkpoints:
         """The folder that this attempt writes after step `step`."""
         return f"step-{step:08d}-{self._attempt}"
 
-    def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> str:
+    def save(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        progress: Progress,
+        *,
+        average: WeightAverage | None = None,
+    ) -> str:
         """Writes a checkpoint, called by every rank; returns its name. Older ones are cleared away afterwards.
 
         Raises:
@@ -64,7 +72,8 @@ class Checkpoints:
         folder = self._location.child(name)
         with tempfile.TemporaryDirectory(prefix="neuroray-checkpoint-") as scratch, _quiet_alone():
             # Every rank writes beside itself and then copies, so that local disk and bucket take the same way.
-            save_sharded(_state(module, optimizer), storage_writer=FileSystemWriter(scratch), no_dist=self._is_alone)
+            state = _state(module, optimizer, average)
+            save_sharded(state, storage_writer=FileSystemWriter(scratch), no_dist=self._is_alone)
             written = [_copy_out(path, folder) for path in sorted(Path(scratch).iterdir())]
         files = tuple(entry for entries in self._team.gather(written) for entry in entries)
         if self._team.is_lead:
@@ -78,7 +87,9 @@ class Checkpoints:
         # Nobody goes on before the checkpoint exists: an error of the lead must not leave others a step ahead.
         return self._team.broadcast(name)
 
-    def restore(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    def restore(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, *, average: WeightAverage | None = None
+    ) -> Progress:
         """Loads the newest usable checkpoint, called by every rank; without one, a fresh `Progress`.
 
         Incomplete and damaged ones are skipped, each with a line in the log. The number of ranks may differ from the
@@ -97,7 +108,7 @@ class Checkpoints:
             self._history = [found.name]
             if not self._team.is_lead:
                 _copy_in(self._location.child(found.name), found, Path(scratch))
-            state = _state(module, optimizer)
+            state = _state(module, optimizer, average)  # the average's own tensors are filled in place
             with _quiet_alone():
                 load_sharded(state, storage_reader=FileSystemReader(scratch), no_dist=self._is_alone)
             set_state_dict(module, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
@@ -171,8 +182,8 @@ def read_manifest(location: Location, name: str) -> Manifest:
     return manifest
 
 
-def load_model(location: Location, name: str, module: nn.Module) -> Manifest:
-    """Loads the weights of a checkpoint, however many ranks wrote it, into a module that is not sharded.
+def load_model(location: Location, name: str, module: nn.Module, *, averaged: bool = False) -> Manifest:
+    """Loads the weights of a checkpoint, or their average, into a module that is not sharded, whoever wrote them.
 
     Raises:
         CheckpointError: it is incomplete or damaged.
@@ -180,9 +191,12 @@ def load_model(location: Location, name: str, module: nn.Module) -> Manifest:
     manifest = read_manifest(location, name)
     with tempfile.TemporaryDirectory(prefix="neuroray-load-") as scratch, _quiet_alone():
         _copy_in(location.child(name), manifest, Path(scratch))
-        state = {"model": module.state_dict()}
+        state: dict[str, Any] = {"model": module.state_dict()}
+        if averaged:
+            trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+            state["average"] = {name: value.clone() for name, value in state["model"].items() if name in trained}
         load_sharded(state, storage_reader=FileSystemReader(scratch), no_dist=True)
-    set_model_state_dict(module, state["model"])
+    set_model_state_dict(module, state["model"] | state.get("average", {}))
     return manifest
 
 
@@ -218,9 +232,10 @@ def _folders(location: Location) -> list[str]:
     return sorted(name for name in location.names() if name.startswith("step-"))
 
 
-def _state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def _state(module: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None) -> dict[str, Any]:
     model, optimizer_state = get_state_dict(module, optimizer)
-    return {"model": model, "optimizer": optimizer_state}
+    averaged = {} if average is None else {"average": average.weights}
+    return {"model": model, "optimizer": optimizer_state, **averaged}
 
 
 def _copy_out(path: Path, folder: Location) -> dict[str, Any]:

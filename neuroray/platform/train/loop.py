@@ -19,7 +19,7 @@ from neuroray.platform.train.checkpointing import Checkpoints, load_model
 from neuroray.platform.train.feed import choose_feed, stream_batches
 from neuroray.platform.train.manifest import Progress
 from neuroray.platform.train.metrics_log import MetricsLog
-from neuroray.platform.train.optim import build_optimizer, learning_rate
+from neuroray.platform.train.optim import WeightAverage, build_optimizer, learning_rate
 from neuroray.platform.train.parallel import Team, join_team, shard
 from neuroray.platform.train.recipe import SELECTION_SIGN, LoopConfig, Recipe, RecipeError
 from neuroray.platform.train.run_folder import (
@@ -175,7 +175,8 @@ class _Training:
             keep=self._loop.keep_checkpoints,
             identity=identity(run.recipe, run.cohort),
         )
-        self._progress = self._checkpoints.restore(self._learner.module, self._learner.optimizer)
+        learner = self._learner
+        self._progress = self._checkpoints.restore(learner.module, learner.optimizer, average=learner.average)
         self._resumed_from = self._progress.step
         self._last_line = 0.0
         if self._resumed_from:
@@ -215,7 +216,8 @@ class _Training:
 
     def _advance(self, batch: RankBatch, log: MetricsLog | None) -> None:
         began, step = time.perf_counter(), batch.step + 1
-        rate = learning_rate(step, self._plan.num_steps, self._run.recipe.optim)
+        plan = self._plan
+        rate = learning_rate(step, plan.num_steps, self._run.recipe.optim, steps_per_epoch=plan.steps_per_epoch)
         values = train_step(self._learner, batch, rate=rate)
         seconds = time.perf_counter() - began
         if log is not None and (step % self._loop.log_every_steps == 0 or step == self._plan.num_steps):
@@ -228,7 +230,8 @@ class _Training:
         if self._is_saved(step):
             if log is not None:
                 log.flush()  # rows up to a checkpoint are never lost: a resumed run starts behind them
-            self._checkpoints.save(self._learner.module, self._learner.optimizer, self._progress)
+            learner = self._learner
+            self._checkpoints.save(learner.module, learner.optimizer, self._progress, average=learner.average)
 
     def _evaluate(self, epoch: int, log: MetricsLog | None) -> None:
         began, step = time.perf_counter(), self._progress.step
@@ -265,7 +268,8 @@ class _Training:
         recipe, cohort, best = self._run.recipe, self._run.cohort, self._progress.best_checkpoint
         task = recipe.task()
         module = TaskModule(task, task.build())
-        load_model(self._run.folder.child(CHECKPOINTS), str(best), module)
+        averaged = recipe.optim.average_decay is not None
+        load_model(self._run.folder.child(CHECKPOINTS), str(best), module, averaged=averaged)
         training: dict[str, Any] = {
             "recipe": recipe.name,
             "recipe_fingerprint": recipe.fingerprint(),
@@ -300,6 +304,13 @@ def _build_learner(run: Run, team: Team) -> Learner:
     task.calibrate(module, run.cohort)
     wrapped = TaskModule(task, module)
     shard(wrapped, task.blocks(module), team)
+    undecayed = {f"module.{name}" for name in task.undecayed(module)}
+    decay = recipe.optim.average_decay
     return Learner(
-        recipe=recipe, task=task, module=wrapped, optimizer=build_optimizer(wrapped, recipe.optim), team=team
+        recipe=recipe,
+        task=task,
+        module=wrapped,
+        optimizer=build_optimizer(wrapped, recipe.optim, undecayed=undecayed),
+        team=team,
+        average=None if decay is None else WeightAverage(wrapped, decay),
     )

@@ -87,6 +87,16 @@ def shard(module: nn.Module, blocks: Sequence[nn.Module], team: Team) -> nn.Modu
     return module
 
 
+def drop_gathered(module: nn.Module) -> None:
+    """Lets go of whole parameters that a forward pass has left in place, before their shards are written to."""
+    if dist.is_available() and dist.is_initialized():
+        from torch.distributed.fsdp import FSDPModule
+
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
+
+
 def gather_rows(rows: Shaped[Tensor, "row ..."], num_rows: Sequence[int], team: Team) -> Shaped[Tensor, "all_rows ..."]:
     """Every rank's rows under each other, in rank order, differentiable.
 

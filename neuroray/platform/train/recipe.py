@@ -17,8 +17,15 @@ if TYPE_CHECKING:
     from neuroray.platform.train.task import Task
 
 # What a run may be selected by, always measured on the validation people; the sign says which way is better.
-SelectBy = Literal["val_auc", "val_balanced_accuracy", "val_loss"]
-SELECTION_SIGN: dict[SelectBy, int] = {"val_auc": 1, "val_balanced_accuracy": 1, "val_loss": -1}
+SelectBy = Literal["val_auc", "val_balanced_accuracy", "val_r", "val_r2", "val_mae", "val_loss"]
+SELECTION_SIGN: dict[SelectBy, int] = {
+    "val_auc": 1,
+    "val_balanced_accuracy": 1,
+    "val_r": 1,
+    "val_r2": 1,
+    "val_mae": -1,
+    "val_loss": -1,
+}
 
 
 class RecipeError(NeurorayError, ValueError):
@@ -64,10 +71,16 @@ class OptimConfig(Config):
     Attributes:
         name: `adam` (weight decay added to the gradient) or `adamw` (decoupled).
         lr: Peak learning rate.
-        weight_decay: Only on parameters of two or more axes: not on biases, norms or scales.
+        weight_decay: Only on parameters of two or more axes, and of those not on what the model exempts (tables of
+            positions, decays of a scan): not on biases, norms or scales.
         schedule: After the warm-up: constant, or half a cosine down to zero at the last step.
         warmup_steps: Steps over which the rate rises linearly from 0.
+        warmup_epochs: The same in epochs, or parts of one; None: `warmup_steps` counts.
         clip_norm: Largest Euclidean norm of the whole gradient; None: no clipping.
+        passes: Forward and backward passes that a step's batch is divided into, so that only a part of it is in memory
+            as activations; each has the loss of its own rows, weighted by their number.
+        average_decay: Validate and export a running average of the weights, each step's counting `1 - average_decay`
+            (an exponential moving average); None: the weights themselves.
     """
 
     name: Literal["adam", "adamw"] = "adam"
@@ -75,13 +88,23 @@ class OptimConfig(Config):
     weight_decay: float = 0.0
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0
+    warmup_epochs: float | None = None
     clip_norm: float | None = None
+    passes: int = 1
+    average_decay: float | None = None
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, "optim.lr must be above 0", self.lr)
         _require(self.weight_decay >= 0, "optim.weight_decay must not be negative", self.weight_decay)
         _require(self.warmup_steps >= 0, "optim.warmup_steps must not be negative", self.warmup_steps)
+        if self.warmup_epochs is not None:
+            _require(self.warmup_epochs >= 0, "optim.warmup_epochs must not be negative", self.warmup_epochs)
+            rule = "a warm-up is given in steps or in epochs, not in both"
+            _require(self.warmup_steps == 0, rule, f"{self.warmup_steps} steps and {self.warmup_epochs} epochs")
         _require(self.clip_norm is None or self.clip_norm > 0, "optim.clip_norm must be above 0", self.clip_norm)
+        _require(self.passes >= 1, "optim.passes must be at least 1", self.passes)
+        is_fraction = self.average_decay is None or 0 < self.average_decay < 1
+        _require(is_fraction, "optim.average_decay must lie between 0 and 1", self.average_decay)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

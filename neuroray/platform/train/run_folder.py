@@ -18,7 +18,10 @@ CONFIG_FILE, SPLITS_FILE, RESULT_FILE = "config.json", "splits.json", "result.js
 CHECKPOINTS, MODEL = "checkpoints", "model"
 
 # Where the recipe class of each model lives; imported when a run is read back.
-_RECIPE_TYPES = {"dinoatten3d": "neuroray.platform.train.tasks.dinoatten3d:DinoAtten3DRecipe"}
+_RECIPE_TYPES = {
+    "brainmt": "neuroray.platform.train.tasks.brainmt:BrainMTRecipe",
+    "dinoatten3d": "neuroray.platform.train.tasks.dinoatten3d:DinoAtten3DRecipe",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

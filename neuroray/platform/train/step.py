@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from neuroray.errors import NeurorayError
-from neuroray.platform.train.optim import clip_gradient, set_learning_rate
+from neuroray.platform.train.optim import WeightAverage, clip_gradient, set_learning_rate
 from neuroray.platform.train.parallel import Team, gather_rows, seeded
 from neuroray.platform.train.recipe import Recipe
 from neuroray.platform.train.task import Outputs, Task, TaskModule
@@ -50,6 +51,7 @@ class Learner:
         module: The (sharded) module.
         optimizer: Over its parameters.
         team: The ranks that share it.
+        average: Of its weights, where the recipe keeps one.
     """
 
     recipe: Recipe
@@ -57,10 +59,11 @@ class Learner:
     module: TaskModule
     optimizer: torch.optim.Optimizer
     team: Team
+    average: WeightAverage | None = None
 
 
 def train_step(learner: Learner, batch: RankBatch, *, rate: float) -> dict[str, float]:
-    """One step: this rank's rows forward, the loss of everybody's rows, backward, update.
+    """One step: this rank's rows forward, the loss of everybody's rows, backward, as often as asked, then the update.
 
     Returns:
         The loss and its terms over the whole batch, the same on every rank; the gradient's norm where it is clipped.
@@ -70,19 +73,44 @@ def train_step(learner: Learner, batch: RankBatch, *, rate: float) -> dict[str, 
     """
     learner.module.train()
     set_learning_rate(learner.optimizer, rate)
+    learner.optimizer.zero_grad(set_to_none=True)
+    values: dict[str, float] = {}
     # What a step draws depends on its number and rank alone, so nothing random has to be carried over an interruption.
     with seeded(_draw_seed(learner.recipe.seed, batch.step, learner.team.rank)):
-        outputs, targets = gather_outputs(learner, batch)
-        terms = learner.task.loss(outputs, targets)
-    values = {name: float(term.detach()) for name, term in terms.items()}
-    require_finite(values, step=batch.step + 1)
-    learner.optimizer.zero_grad(set_to_none=True)
-    terms["loss"].backward()
+        for part, share in _divide(batch, learner.recipe.optim.passes, rank=learner.team.rank):
+            outputs, targets = gather_outputs(learner, part)
+            terms = {name: share * term for name, term in learner.task.loss(outputs, targets).items()}
+            found = {name: float(term.detach()) for name, term in terms.items()}
+            require_finite(found, step=batch.step + 1)
+            terms["loss"].backward()
+            values = {name: values.get(name, 0.0) + value for name, value in found.items()}
     clip_norm = learner.recipe.optim.clip_norm
     if clip_norm is not None:
         values["gradient_norm"] = float(clip_gradient(learner.module, clip_norm))
     learner.optimizer.step()
+    if learner.average is not None:
+        learner.average.update(batch.step + 1)
     return values
+
+
+def _divide(batch: RankBatch, num_parts: int, *, rank: int) -> Iterator[tuple[RankBatch, float]]:
+    """The batch in parts, each with its share of the rows: every `num_parts`-th row of all, whoever has it.
+
+    So the parts are the same for every number of ranks, and each rank has about as many rows of each.
+    """
+    if num_parts == 1:
+        yield batch, 1.0
+        return
+    offsets = [sum(batch.num_rows[:before]) for before in range(len(batch.num_rows))]
+    for part in range(num_parts):
+        firsts = [(part - offset) % num_parts for offset in offsets]
+        counts = tuple(len(range(first, n, num_parts)) for first, n in zip(firsts, batch.num_rows, strict=True))
+        if sum(counts) == 0:
+            continue
+        # Where this rank has no row of a part that others have, its first one stands in, and is not counted.
+        chosen = slice(firsts[rank], None, num_parts) if counts[rank] else slice(0, 1)
+        values = {name: value[chosen] for name, value in batch.values.items()}
+        yield replace(batch, values=values, num_rows=counts), sum(counts) / sum(batch.num_rows)
 
 
 def gather_outputs(learner: Learner, batch: RankBatch) -> tuple[Outputs, Shaped[Tensor, "row ..."]]:
@@ -105,7 +133,8 @@ def validate(learner: Learner, batches: Iterable[RankBatch]) -> dict[str, float]
         TrainingError: one of them is not finite.
     """
     learner.module.eval()
-    parts = [gather_outputs(learner, batch) for batch in batches]
+    with learner.average.applied() if learner.average is not None else contextlib.nullcontext():
+        parts = [gather_outputs(learner, batch) for batch in batches]
     outputs = {name: torch.cat([part[name] for part, _ in parts]) for name in parts[0][0]}
     targets = torch.cat([part for _, part in parts])
     terms = {name: float(term) for name, term in learner.task.loss(outputs, targets).items()}

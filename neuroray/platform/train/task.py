@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from neuroray.platform.data.readers import Reader
 from neuroray.platform.data.splits import Split
+from neuroray.platform.data.targets import Target
 from neuroray.storage.locations import Location
 from neuroray.storage.profiles.stored import StoredProfile
 from neuroray.storage.store import ScanStore
@@ -31,6 +32,8 @@ class Cohort:
         features: Fingerprint of the cached features that are read in place of scans; None: scans are read.
         spacing_mm: Smallest and largest voxel size along x, y, z among the training scans.
         num_frames: Of each scan, by scan id, for a model that reads windows.
+        targets: What is learned of them, for a model that takes them from here and not from the split.
+        facts: What else is to be known of the training scans when the model answers for others; goes to its card.
         profile: How all of the scans were prepared; native when not given.
     """
 
@@ -40,6 +43,8 @@ class Cohort:
     features: str | None = None
     spacing_mm: tuple[tuple[float, float, float], tuple[float, float, float]]
     num_frames: Mapping[str, int] = field(default_factory=dict)
+    targets: tuple[Target, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
     profile: StoredProfile = field(default_factory=lambda: StoredProfile.from_json(None))
 
     def to_json(self) -> dict[str, Any]:
@@ -51,6 +56,7 @@ class Cohort:
             "classes": list(self.split.classes),
             "counts": self.split.counts(),
             "left_out": len(self.split.left_out),
+            "targets": [target.to_json() for target in self.targets],
             "spacing_mm": [list(bound) for bound in self.spacing_mm],
             "profile": self.profile.to_json(),
         }
@@ -72,11 +78,18 @@ class Task(Protocol):
         ...
 
     def calibrate(self, module: nn.Module, cohort: Cohort) -> None:
-        """Sets what a fresh module takes from the training scans before it learns; the same on every rank."""
+        """Sets what a fresh module takes from the training scans before it learns; the same on every rank.
+
+        Called before the first step, also of a run that is continued: a task may keep what its loss and scores need.
+        """
         ...
 
     def blocks(self, module: nn.Module) -> Sequence[nn.Module]:
         """The parts of it that are sharded as units of their own, in the order in which they run."""
+        ...
+
+    def undecayed(self, module: nn.Module) -> Collection[str]:
+        """Names of its parameters of two axes or more that weight decay leaves alone."""
         ...
 
     def reader(self, cohort: Cohort) -> Reader:

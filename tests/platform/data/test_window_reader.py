@@ -197,3 +197,22 @@ def test_windows_through_ray_are_the_same_bytes(runs: ScanStore, ray_session: An
     for (_, one), (_, other) in zip(by_ray, direct, strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_frames_without_a_brain_and_values_that_are_no_numbers_become_background() -> None:
+    generator = torch.Generator().manual_seed(0)
+    voxels = torch.randint(100, 900, (1, 11, 3, 4, 5), generator=generator).float()
+    brain = torch.zeros(1, 3, 4, 5, dtype=torch.bool)
+    brain[0, 1:, :3, 1:4] = True
+    voxels[0, 2] = 0  # not acquired
+    voxels[0, 9][brain[0]] = 7  # all of one value
+    voxels[0, 4, 2, 1, 2], voxels[0, 4, 1, 1, 1] = torch.nan, torch.inf
+    one = torch.ones(1)
+    batch = {"voxels": voxels, "frame_mask": torch.ones(1, 11, dtype=torch.bool), "brain": brain, "slope": one}
+    batch |= {"intercept": 0 * one, "mean": 500 * one, "std": 200 * one, "minimum": 100 * one}
+    scores = standardise(batch)
+    assert (scores[0, [2, 9]] == -2).all()
+    assert scores[0, 4, 2, 1, 2] == scores[0, 4, 1, 1, 1] == -2
+    assert float(scores[0, 3, 1, 1, 1]) == pytest.approx((float(voxels[0, 3, 1, 1, 1]) - 500) / 200)
+    whole = standardise({**batch, "voxels": voxels.nan_to_num(500, 500, 500).short()})
+    assert torch.equal(whole[0, 5], scores[0, 5])

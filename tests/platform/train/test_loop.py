@@ -20,9 +20,11 @@ from neuroray.storage.locations import Location
 _TIMES = ("seconds", "samples_per_s")
 
 
-def test_an_interrupted_run_goes_on_to_the_very_same_numbers(tmp_path: Path):
+@pytest.mark.parametrize("average_decay", [None, 0.8])
+def test_an_interrupted_run_goes_on_to_the_very_same_numbers(tmp_path: Path, average_decay: float | None):
     """Dropout draws in every step, the optimiser has momentum, the best is remembered: all of it must come back."""
-    settings: dict[str, Any] = {"num_epochs": 5, "dropout": 0.3}
+    optim = OptimConfig(lr=0.05, clip_norm=1.0, average_decay=average_decay)
+    settings: dict[str, Any] = {"num_epochs": 5, "dropout": 0.3, "optim": optim}
     whole = train_worker(toy_run(str(tmp_path / "whole"), **settings))
     broken = tmp_path / "broken"
     for step in (2, 8, 11):  # before the first checkpoint; between two; once more, some steps after going on

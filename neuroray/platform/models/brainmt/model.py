@@ -89,6 +89,15 @@ class BrainMT(nn.Module):
             hidden = self._run(layer, hidden, self.shared)
         return hidden
 
+    def names_without_decay(self) -> frozenset[str]:
+        """Parameters that weight decay would pull where they should not be pulled.
+
+        That is the tables of places and times, the CLS token, and the logarithm of a scan's decay rates, whose 0 is a
+        rate of one and not none at all.
+        """
+        names = {name for name, _ in self.named_parameters() if name.endswith(".log_decay")}
+        return frozenset(names | {"embedding.cls", "embedding.space", "embedding.time"})
+
     def _mix_by_scans(self, hidden: Float[Tensor, "batch token channel"]) -> Float[Tensor, "batch token channel"]:
         residual = None
         for layer in self.mamba_layers:

@@ -25,13 +25,14 @@ from neuroray.platform.models.dinoatten3d import (
     dinoatten3d_loss,
 )
 from neuroray.platform.train.parallel import seeded
+from neuroray.platform.train.people import choose_records, spacing_range
 from neuroray.platform.train.recipe import Recipe, RecipeError
 from neuroray.platform.train.task import Batch, Cohort, Outputs, Terms
 from neuroray.storage.checkpoint import save_weights
 from neuroray.storage.features import FeatureStore
 from neuroray.storage.locations import Location
 from neuroray.storage.profiles.agreement import find_common_profile
-from neuroray.storage.store import ScanRecord, ScanStore
+from neuroray.storage.store import ScanStore
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class DinoAtten3DTask:
             version=store.version,
             split=split,
             features=features,
-            spacing_mm=_spacing_range(records, split.train),
+            spacing_mm=spacing_range(records, split.train),
             profile=profile,
         )
 
@@ -122,6 +123,10 @@ class DinoAtten3DTask:
         """The embedding layers; attention and classifier go with the root."""
         assert isinstance(module, DinoAtten3DHead)
         return list(module.embedding)
+
+    def undecayed(self, module: nn.Module) -> tuple[str, ...]:
+        """None."""
+        return ()
 
     def reader(self, cohort: Cohort) -> FeatureReader:
         """Reads slice features with the index of their class."""
@@ -179,36 +184,9 @@ class DinoAtten3DTask:
             )
 
 
-def choose_records(store: ScanStore, recipe: Recipe) -> list[ScanRecord]:
-    """The scans of the recipe's modality, and of its classes where it names some.
-
-    Raises:
-        RecipeError: there are none.
-    """
-    data = recipe.data
-    everything = store.records()
-    records = [record for record in everything if record.modality == data.modality]
-    if data.classes:
-        records = [record for record in records if _label(record, data.target) in data.classes]
-    if not records:
-        kinds = sorted({record.modality for record in everything})
-        raise RecipeError(
-            f"{store.uri} has no scans to train on",
-            given=f"{len(everything)} scans of {', '.join(kinds) or 'no kind'}",
-            expected=f"{data.modality} with {data.target} {' or '.join(data.classes) or 'known'}",
-            fix="check --data.modality, --data.target and --data.classes, or ingest more",
-        )
-    return records
-
-
 def feature_fingerprint(model: DinoAtten3DConfig) -> str:
     """What the cached features of this model's encoder are found by."""
     return model.encoder.build(model.slices.image_size).fingerprint(model.slices)
-
-
-def _label(record: ScanRecord, target: str) -> str | None:
-    value = getattr(record, target) if hasattr(record, target) else record.extra.get(target)
-    return None if value is None else str(value)
 
 
 def _require_classes(split: Split, recipe: DinoAtten3DRecipe) -> None:
@@ -221,15 +199,6 @@ def _require_classes(split: Split, recipe: DinoAtten3DRecipe) -> None:
             given=", ".join(found),
             fix=f"--model.num-classes {len(found)}, or name the classes to keep: --data.classes {' '.join(found[:2])}",
         )
-
-
-def _spacing_range(
-    records: Sequence[ScanRecord], scan_ids: Sequence[str]
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    chosen = set(scan_ids)
-    columns = list(zip(*(record.zooms_mm for record in records if record.scan_id in chosen), strict=True))
-    x, y, z = ((min(column), max(column)) for column in columns)
-    return (x[0], y[0], z[0]), (x[1], y[1], z[1])
 
 
 def _without_path(model: DinoAtten3DConfig) -> DinoAtten3DConfig:
