@@ -54,11 +54,8 @@ def test_it_learns_a_class_and_a_measure_at_once(store: ScanStore, tmp_path: Pat
 
 
 def test_means_and_spreads_are_those_of_the_training_scans_alone(store: ScanStore, tmp_path: Path):
-    fit(
-        tiny_cognition(loop=LoopConfig(batch_size=4, num_epochs=1, select_by="val_mae")),
-        store=store.uri,
-        out=str(tmp_path),
-    )
+    loop = LoopConfig(batch_size=4, num_epochs=1, select_by="val_mae")
+    fit(dataclasses.replace(tiny_cognition(), loop=loop), store=store.uri, out=str(tmp_path))
     _, card, training = load_weights(tmp_path / "model")
     split = json.loads((tmp_path / "splits.json").read_text())
     known = {record.scan_id: record.cognition for record in store.records()}
@@ -152,13 +149,13 @@ def test_a_missing_value_counts_in_no_term():
     outputs = torch.tensor([[0.3, 2.0], [-0.4, 5.0]], requires_grad=True)
     terms = task.loss({"outputs": outputs}, torch.tensor([[1.0, nan, 0], [nan, 4.0, 1]]))
     # Class 1 counts three times as much, but is alone here.
-    assert float(terms["sex"]) == pytest.approx(np.log1p(np.exp(-0.3)), rel=1e-6)
-    assert float(terms["cognition"]) == pytest.approx(1.0)
+    assert terms["sex"].item() == pytest.approx(np.log1p(np.exp(-0.3)), rel=1e-6)
+    assert terms["cognition"].item() == pytest.approx(1.0)
     terms["loss"].backward()
     assert outputs.grad is not None
     assert (outputs.grad == 0).tolist() == [[False, True], [True, False]]
     nobody = task.loss({"outputs": outputs}, torch.tensor([[1.0, nan, 0], [0.0, nan, 1]]))
-    assert float(nobody["cognition"]) == 0
+    assert nobody["cognition"].item() == 0
 
 
 def test_who_has_no_label_is_left_out_and_counted(store: ScanStore, caplog: pytest.LogCaptureFixture):
