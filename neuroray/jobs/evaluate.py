@@ -89,7 +89,7 @@ def _command(args: Args) -> list[str]:
 
 def _explain_example(evaluation: Evaluation, run_folder: Path, args: Args) -> Example:
     """Slice attention over the anatomy of one held-out scan; the page does not say whose."""
-    from neuroray.platform.evaluate.loaded import load_model
+    from neuroray.platform.evaluate.loaded import load_slice_model
     from neuroray.platform.evaluate.run import read_folds
     from neuroray.platform.evaluate.style import to_png
     from neuroray.platform.explain.explanation import explain
@@ -100,7 +100,7 @@ def _explain_example(evaluation: Evaluation, run_folder: Path, args: Args) -> Ex
     fold = next(fold for fold in read_folds(run_folder) if fold.index == chosen.fold)
     store = ScanStore(evaluation.provenance["store"], version=evaluation.provenance["catalogue_version"])
     scan = store.read(chosen.scan_id)
-    found = explain(load_model(fold.path / "model", device=args.device), scan, method="attention")
+    found = explain(load_slice_model(fold.path / "model", device=args.device), scan, method="attention")
     label, stated = evaluation.classes[chosen.label], chosen.probabilities[chosen.label]
     peak = found.profile.position_mm[found.profile.weight.argmax()]
     axis = {"axial": "z", "coronal": "y", "sagittal": "x"}[found.profile.axis]

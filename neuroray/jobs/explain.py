@@ -11,7 +11,8 @@ import tyro
 
 from neuroray.jobs.cli import UsageError
 from neuroray.jobs.run_record import record_run
-from neuroray.platform.evaluate.loaded import LoadedModel, load_model
+from neuroray.platform.evaluate.loaded import load_slice_model
+from neuroray.platform.evaluate.slice_model import SliceModel
 from neuroray.platform.evaluate.style import to_png
 from neuroray.platform.explain.explanation import METHODS, check_map, explain
 from neuroray.platform.explain.figures import draw_checks, draw_profile
@@ -72,7 +73,7 @@ def run(args: Args) -> dict[str, Any]:
     out = Path(args.out) if args.out else Path(args.run) / "explain"
     with record_run(out, job="explain", args=args, seed=args.seed) as record:
         _check_named(args)
-        model = load_model(_find_model(Path(args.run)), device=args.device)
+        model = load_slice_model(_find_model(Path(args.run)), device=args.device)
         scan, transform = _find_scan(args, model)
         view = model.encode(scan)
         found = explain(model, scan, method=args.method, target=args.target, view=view)
@@ -100,7 +101,7 @@ def _check_named(args: Args) -> None:
         raise UsageError("a store holds many scans", expected="--subject ID beside --store")
 
 
-def _find_scan(args: Args, model: LoadedModel) -> tuple[Scan, TemplateTransform | None]:
+def _find_scan(args: Args, model: SliceModel) -> tuple[Scan, TemplateTransform | None]:
     """The scan as those of the training were prepared, and how it was brought to a template where it was."""
     if args.scan is not None:
         prepared = prepare(read_scan(args.scan), read_model_profile(model.card).restore())
@@ -134,7 +135,7 @@ def _write_pictures(out: Path, scan: Scan, found: Explanation) -> None:
     (out / "attention.png").write_bytes(to_png(draw_profile(found)))
 
 
-def _describe_model(model: LoadedModel) -> dict[str, Any]:
+def _describe_model(model: SliceModel) -> dict[str, Any]:
     kept = ("model_name", "classes", "target", "modality", "encoder_sha256", "feature_fingerprint")
     profile = read_model_profile(model.card)
     described = {name: model.card[name] for name in kept if name in model.card}

@@ -13,6 +13,7 @@ import tyro
 from neuroray.errors import NeurorayError
 from neuroray.jobs.logs import progress
 from neuroray.jobs.run_record import record_run
+from neuroray.serve.prediction import ModelCard, TargetCard
 from neuroray.serve.predictor import Predictor, load_predictor
 from neuroray.storage.nifti import read_scan
 
@@ -25,7 +26,7 @@ class Args:
     """A RUN folder or an exported model folder."""
 
     scans: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """NIfTI or MGZ files."""
+    """NIfTI or MGZ files: volumes or runs, as the model was trained on."""
 
     out: str = "runs/predict"
     """Where predictions.json, predictions.csv and run.json go."""
@@ -46,7 +47,7 @@ def run(args: Args) -> dict[str, Any]:
         refused = [row for row in rows if row["refusal"] is not None]
         answer = {"model": predictor.card.to_json(), "predictions": rows, "num_refused": len(refused)}
         (out / "predictions.json").write_text(json.dumps(answer, indent=2) + "\n")
-        _write_table(out / "predictions.csv", rows, predictor.card.classes)
+        _write_table(out / "predictions.csv", rows, predictor.card)
         record.add(model=predictor.card.to_json(), num_scans=len(rows), num_refused=len(refused))
     return answer | {"text": _tell(rows, out), "exit_code": 1 if refused else 0}
 
@@ -59,17 +60,36 @@ def _answer_file(predictor: Predictor, path: str) -> dict[str, Any]:
     return {"scan": path, "refusal": None} | {name: value for name, value in prediction.items() if name != "model"}
 
 
-def _write_table(path: Path, rows: list[dict[str, Any]], classes: tuple[str, ...]) -> None:
-    """One line per file: label, probabilities, preprocessing profile, warnings, and the reason where it was refused."""
+def _write_table(path: Path, rows: list[dict[str, Any]], card: ModelCard) -> None:
+    """One line per file: what is said of each target, preprocessing, warnings, and the reason where it was refused."""
     with path.open("w", newline="") as file:
         table = csv.writer(file)
-        named = (f"probability_{name}" for name in classes)
-        table.writerow(["scan", "label", *named, "profile", "profile_sha256", "warnings", "refusal"])
+        said = [name for number, target in enumerate(card.targets) for name in _columns(target, is_main=number == 0)]
+        table.writerow(["scan", *said, "profile", "profile_sha256", "warnings", "refusal"])
         for row in rows:
-            probabilities = [row.get("probabilities", {}).get(name, "") for name in classes]
+            answers = row.get("targets") or [None] * len(card.targets)
+            values = [
+                value for target, answer in zip(card.targets, answers, strict=True) for value in _values(target, answer)
+            ]
             warnings, reason = "; ".join(row.get("warnings", [])), (row["refusal"] or {}).get("text", "")
             profile = (row.get("profile", ""), row.get("profile_sha256", ""))
-            table.writerow([row["scan"], row.get("label", ""), *probabilities, *profile, warnings, reason])
+            table.writerow([row["scan"], *values, *profile, warnings, reason])
+
+
+def _columns(target: TargetCard, *, is_main: bool) -> list[str]:
+    """Of the main target's classes plain names, as there always were."""
+    if target.kind == "number":
+        return [target.name, f"{target.name}_spread"]
+    lead = "" if is_main else f"{target.name}_"
+    return [f"{lead}label", *(f"{lead}probability_{name}" for name in target.classes)]
+
+
+def _values(target: TargetCard, answer: dict[str, Any] | None) -> list[Any]:
+    if answer is None:
+        return [""] * len(_columns(target, is_main=True))
+    if target.kind == "number":
+        return [answer["value"], "" if answer["spread"] is None else answer["spread"]]
+    return [answer["label"], *(answer["probabilities"][name] for name in target.classes)]
 
 
 def _tell(rows: list[dict[str, Any]], out: Path) -> str:
@@ -78,6 +98,14 @@ def _tell(rows: list[dict[str, Any]], out: Path) -> str:
         if row["refusal"]:
             lines.append(f"{row['scan']}: refused: {row['refusal']['text']}")
         else:
-            lines.append(f"{row['scan']}: {row['label']} (probability {row['probabilities'][row['label']]:.3f})")
+            lines.append(f"{row['scan']}: {', '.join(map(_tell_target, row['targets']))}")
             lines += [f"  note: {warning}" for warning in row["warnings"]]
     return "\n".join([*lines, f"written to {out / 'predictions.json'} and {out / 'predictions.csv'}"])
+
+
+def _tell_target(answer: dict[str, Any]) -> str:
+    if answer["label"] is not None:
+        return f"{answer['label']} (probability {answer['probabilities'][answer['label']]:.3f})"
+    spread = "" if answer["spread"] is None else f", \N{PLUS-MINUS SIGN} {answer['spread']:.3g} over windows"
+    unit = f" {answer['unit']}" if answer["unit"] else ""
+    return f"{answer['name']} {answer['value']:.4g}{unit}{spread}"

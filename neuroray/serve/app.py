@@ -14,7 +14,8 @@ from ray.serve.handle import DeploymentHandle
 
 from neuroray.errors import NeurorayError
 from neuroray.serve.config import ServeConfig
-from neuroray.serve.predictor import ModelCard, Prediction, load_predictor, read_model_card
+from neuroray.serve.prediction import ModelCard, Prediction
+from neuroray.serve.predictor import load_predictor, read_model_card
 from neuroray.serve.routes import LateError, OverloadedError, UnavailableError, build_api
 from neuroray.storage.scan import Scan
 

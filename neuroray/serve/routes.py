@@ -19,7 +19,7 @@ from neuroray.errors import NeurorayError
 from neuroray.platform.models.errors import ModelError
 from neuroray.serve.config import ServeConfig, ServeError
 from neuroray.serve.docs_page import render_docs
-from neuroray.serve.predictor import ModelCard, Prediction
+from neuroray.serve.prediction import ModelCard, Prediction
 from neuroray.serve.schema import ErrorAnswer, HealthAnswer, ModelAnswer, ModelsAnswer, PredictionAnswer
 from neuroray.serve.upload import FILE_FIELD, UnknownSuffixError, UploadError, UploadTooLargeError, read_upload
 from neuroray.storage.scan import Scan, ScanError

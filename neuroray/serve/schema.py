@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from neuroray.serve.predictor import ModelCard, Prediction
+from neuroray.platform.evaluate.window_model import TargetAnswer
+from neuroray.serve.prediction import ModelCard, Prediction, TargetCard
 
 _MODEL_EXAMPLE: dict[str, Any] = {
     "name": "dinoatten3d",
@@ -14,6 +15,7 @@ _MODEL_EXAMPLE: dict[str, Any] = {
     "version": "5f1c2e9a4b7d",
     "classes": ["control", "patient"],
     "target": "diagnosis",
+    "targets": [{"name": "diagnosis", "kind": "class", "classes": ["control", "patient"], "unit": ""}],
     "modality": "T1w",
     "profile": "native",
     "profile_sha256": "ff1f2ee69173...",
@@ -25,6 +27,20 @@ _MODEL_EXAMPLE: dict[str, Any] = {
 }
 
 
+class TargetDescription(BaseModel):
+    """One thing that a model answers for."""
+
+    name: str
+    kind: str = Field(description="class, or number")
+    classes: list[str] = Field(description="of a class target, in the order of the outputs")
+    unit: str = Field(description="of a number; empty where it has none")
+
+    @classmethod
+    def of(cls, card: TargetCard) -> TargetDescription:
+        """What is told of a target."""
+        return cls(name=card.name, kind=card.kind, classes=list(card.classes), unit=card.unit)
+
+
 class ModelAnswer(BaseModel):
     """One model that this service has loaded."""
 
@@ -33,8 +49,9 @@ class ModelAnswer(BaseModel):
     name: str = Field(description="its name in the URL")
     kind: str = Field(description="the architecture")
     version: str = Field(description="the first twelve digits of the SHA-256 of its weights")
-    classes: list[str]
-    target: str = Field(description="what the classes are values of")
+    classes: list[str] = Field(description="of the main target; empty where it is a number")
+    target: str = Field(description="the main target: what the classes are values of, or the number")
+    targets: list[TargetDescription] = Field(description="all that it answers for, the main one first")
     modality: str = Field(description="the BIDS suffix of the scans it was trained on")
     profile: str = Field(description="the preprocessing profile of those scans")
     profile_sha256: str = Field(description="hash of that profile: its options, and the versions that it ran with")
@@ -49,6 +66,7 @@ class ModelAnswer(BaseModel):
             version=card.version,
             classes=list(card.classes),
             target=card.target,
+            targets=[TargetDescription.of(one) for one in card.targets],
             modality=card.modality,
             profile=card.profile,
             profile_sha256=card.profile_sha256,
@@ -70,6 +88,23 @@ class SliceAnswer(BaseModel):
     weight: float = Field(description="attention weight; the weights of a scan sum to 1")
 
 
+class TargetValue(BaseModel):
+    """What the model says of one target."""
+
+    name: str
+    label: str | None = Field(description="the most probable class; null for a number")
+    probabilities: dict[str, float] = Field(description="class to probability; empty for a number")
+    value: float | None = Field(description="of a number, in its unit; null for classes")
+    unit: str
+    spread: float | None = Field(description="standard deviation over the windows of a run; null of one window")
+    num_windows: int
+
+    @classmethod
+    def of(cls, answer: TargetAnswer) -> TargetValue:
+        """What a model said of it."""
+        return cls(**answer.to_json())
+
+
 class PredictionAnswer(BaseModel):
     """The answer for one scan."""
 
@@ -79,6 +114,17 @@ class PredictionAnswer(BaseModel):
                 {
                     "label": "control",
                     "probabilities": {"control": 0.83, "patient": 0.17},
+                    "targets": [
+                        {
+                            "name": "diagnosis",
+                            "label": "control",
+                            "probabilities": {"control": 0.83, "patient": 0.17},
+                            "value": None,
+                            "unit": "",
+                            "spread": None,
+                            "num_windows": 1,
+                        }
+                    ],
                     "warnings": ["voxels of 2 x 2 x 2 mm; the model was trained on 1 x 1 x 1 mm to 1 x 1 x 1.2 mm"],
                     "profile": "native",
                     "profile_sha256": "ff1f2ee69173...",
@@ -90,13 +136,14 @@ class PredictionAnswer(BaseModel):
         }
     )
 
-    label: str = Field(description="the most probable class")
-    probabilities: dict[str, float] = Field(description="class to probability; they sum to 1")
+    label: str | None = Field(description="the most probable class of the main target; null where it is a number")
+    probabilities: dict[str, float] = Field(description="class of the main target to probability; they sum to 1")
+    targets: list[TargetValue] = Field(description="what is said of each target, the main one first")
     warnings: list[str] = Field(description="why the answer may deserve less trust, in plain words")
     profile: str = Field(description="the preprocessing profile that the scan went through")
     profile_sha256: str = Field(description="hash of that profile")
     model: ModelAnswer = Field(description="who answered")
-    attention_axis: str = Field(description="the plane of the slices: axial, coronal or sagittal")
+    attention_axis: str | None = Field(description="the plane of the slices: axial, coronal or sagittal; null without")
     attention: list[SliceAnswer] = Field(description="how much each slice that the model looked at counted")
 
     @classmethod
@@ -106,6 +153,7 @@ class PredictionAnswer(BaseModel):
             model=ModelAnswer.of(name, prediction.model),
             label=prediction.label,
             probabilities=prediction.probabilities,
+            targets=[TargetValue.of(answer) for answer in prediction.targets],
             profile=prediction.profile,
             profile_sha256=prediction.profile_sha256,
             attention_axis=prediction.attention_axis,

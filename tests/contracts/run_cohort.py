@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from neuroray.platform.data.splits import SplitConfig
 from neuroray.platform.data.windows import WindowConfig
 from neuroray.platform.models.brainmt import BrainMTConfig
+from neuroray.platform.train.parallel import seeded
 from neuroray.platform.train.recipe import DataConfig, LoopConfig, OptimConfig
 from neuroray.platform.train.tasks.brainmt import BrainMTRecipe
 from neuroray.storage.bids import Participant
+from neuroray.storage.locations import Location
 from neuroray.storage.profiles.profile import find_profile
 from neuroray.storage.profiles.steps import prepare
 from neuroray.storage.scan import Scan
@@ -102,3 +105,16 @@ def write_person(store: ScanStore, number: int, *, commit: bool = False, **chang
         participant=person,
         commit=commit,
     )
+
+
+def export_untrained(recipe: BrainMTRecipe, store: ScanStore, folder: str | Path, *, seed: int = 0) -> Path:
+    """The model folder that the recipe's task writes, its weights drawn and not learned."""
+    task = recipe.task()
+    cohort = task.prepare(store)
+    module = task.build()
+    with torch.no_grad(), seeded(seed):
+        # Weights so large that windows and people are told apart, as trained ones do.
+        for parameter in module.head.parameters():
+            parameter.copy_(torch.randn(parameter.shape))
+    task.export(module, cohort, Location(str(folder)), {"seed": seed})
+    return Path(folder)

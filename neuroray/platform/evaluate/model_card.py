@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from neuroray.platform.evaluate.metrics import metric_table
+from neuroray.platform.evaluate.metrics import REGRESSION_METRICS, metric_table
 
 
 def render_model_card(config: dict[str, Any], report: dict[str, Any] | None, *, licence: str) -> str:
@@ -25,7 +25,7 @@ def render_model_card(config: dict[str, Any], report: dict[str, Any] | None, *, 
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    template = environment.get_template("model_card.md.j2")
+    template = environment.get_template("window_card.md.j2" if "targets" in config else "model_card.md.j2")
     return template.render(
         config=config,
         training=config["training"],
@@ -39,7 +39,7 @@ def render_model_card(config: dict[str, Any], report: dict[str, Any] | None, *, 
 
 
 def _metric_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
-    table = metric_table(len(report["classes"]))
+    table = metric_table(len(report["classes"])) if report["classes"] else REGRESSION_METRICS
     rows = []
     for name, found in report["metrics"].items():
         if found["value"] is None:

@@ -22,9 +22,10 @@ from neuroray.platform.evaluate.evidence import (
 )
 from neuroray.platform.evaluate.findings import gather_warnings
 from neuroray.platform.evaluate.intervals import NUM_RESAMPLES
-from neuroray.platform.evaluate.loaded import LoadedModel, SliceView, load_model
+from neuroray.platform.evaluate.loaded import load_slice_model
 from neuroray.platform.evaluate.metrics import EvaluationError, classification_metrics
 from neuroray.platform.evaluate.run import RunFold, check_people, read_curves, read_folds
+from neuroray.platform.evaluate.slice_model import SliceModel, SliceView
 from neuroray.platform.models.layers.slices import slice_positions_mm
 from neuroray.storage.features import FeatureStore
 from neuroray.storage.profiles.agreement import read_model_profile
@@ -75,7 +76,7 @@ def evaluate(
 
 
 def judge_scans(
-    model: LoadedModel, store: ScanStore, scan_ids: Sequence[str], *, track: Track | None = None
+    model: SliceModel, store: ScanStore, scan_ids: Sequence[str], *, track: Track | None = None
 ) -> Iterable[tuple[str, SliceView, np.ndarray, bool]]:
     """Slices of each scan and where they lie in mm, from cached features where they are there, else from voxels.
 
@@ -120,8 +121,8 @@ def _open_store(fold: RunFold, store: str | None) -> ScanStore:
 @torch.no_grad()
 def _judge(
     fold: RunFold, store: ScanStore, records: Mapping[str, ScanRecord], *, device: str, track: Track | None
-) -> tuple[LoadedModel, list[Judged]]:
-    model = load_model(fold.path / "model", device=device)
+) -> tuple[SliceModel, list[Judged]]:
+    model = load_slice_model(fold.path / "model", device=device)
     found = []
     for scan_id, view, position_mm, cached in judge_scans(model, store, fold.split.test, track=track):
         answer, shown = model.answer(view), view.mask.cpu().numpy()
@@ -155,7 +156,7 @@ def _class_index(fold: RunFold, classes: tuple[str, ...], scan_id: str) -> int:
 def _assemble(
     run: Path,
     runs: Sequence[RunFold],
-    judged: Sequence[tuple[LoadedModel, list[Judged]]],
+    judged: Sequence[tuple[SliceModel, list[Judged]]],
     store: ScanStore,
     *,
     seed: int,

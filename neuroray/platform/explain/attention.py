@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from neuroray.platform.evaluate.loaded import LoadedModel
+from neuroray.platform.evaluate.slice_model import SliceModel
 from neuroray.platform.explain.maps import ExplainError, SliceProfile
 from neuroray.platform.models.errors import ModelError
 from neuroray.platform.models.layers.slices import AXES, place_maps, stack_slices
@@ -41,7 +41,7 @@ def map_occlusion(scan: Scan, profile: SliceProfile) -> Float[np.ndarray, "x y z
     return spread_slices(profile.probability_change, profile.slice_index, scan.grid_shape, profile.axis)
 
 
-def map_patch_attention(model: LoadedModel, scan: Scan, profile: SliceProfile) -> Float[np.ndarray, "x y z"]:
+def map_patch_attention(model: SliceModel, scan: Scan, profile: SliceProfile) -> Float[np.ndarray, "x y z"]:
     """Slice attention times the class token's attention to each patch in the last block, per cubic centimetre.
 
     Within a slice the patches' attention is brought to a sum of 1, so that the whole map integrates to 1, and each

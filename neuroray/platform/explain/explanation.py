@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from neuroray.platform.evaluate.loaded import LoadedModel, SliceView
+from neuroray.platform.evaluate.slice_model import SliceModel, SliceView
 from neuroray.platform.explain.attention import map_attention, map_occlusion, map_patch_attention
 from neuroray.platform.explain.faithfulness import (
     Deletion,
@@ -34,7 +34,7 @@ _SIGNED, _SLICEWISE = ("gradient_x_input", "occlusion"), ("attention", "occlusio
 
 
 def explain(
-    model: LoadedModel,
+    model: SliceModel,
     scan: Scan,
     *,
     method: str = "attention",
@@ -75,7 +75,7 @@ def explain(
     )
 
 
-def choose_target(model: LoadedModel, probabilities: Float[np.ndarray, " class"], target: str | None) -> int:
+def choose_target(model: SliceModel, probabilities: Float[np.ndarray, " class"], target: str | None) -> int:
     """Index of the named class, or of the likeliest.
 
     Raises:
@@ -88,7 +88,7 @@ def choose_target(model: LoadedModel, probabilities: Float[np.ndarray, " class"]
     return model.classes.index(target)
 
 
-def profile_slices(model: LoadedModel, scan: Scan, view: SliceView, target: int) -> SliceProfile:
+def profile_slices(model: SliceModel, scan: Scan, view: SliceView, target: int) -> SliceProfile:
     """Attention of each slice, and what its absence changes."""
     shown = view.mask.cpu().numpy()
     index = view.slice_index.cpu().numpy()[shown]
@@ -104,7 +104,7 @@ def profile_slices(model: LoadedModel, scan: Scan, view: SliceView, target: int)
 
 
 def check_map(
-    model: LoadedModel, scan: Scan, explanation: Explanation, *, seed: int, view: SliceView | None = None
+    model: SliceModel, scan: Scan, explanation: Explanation, *, seed: int, view: SliceView | None = None
 ) -> tuple[Deletion, dict[str, Any]]:
     """Whether the map follows what the model computes: slices deleted in its order, its weights scrambled.
 
@@ -140,7 +140,7 @@ def slice_importance(explanation: Explanation) -> Float[np.ndarray, " slice"]:
 
 
 def _make_map(
-    model: LoadedModel, scan: Scan, view: SliceView, profile: SliceProfile, *, method: str, target: int
+    model: SliceModel, scan: Scan, view: SliceView, profile: SliceProfile, *, method: str, target: int
 ) -> tuple[Float[np.ndarray, "x y z"], dict[str, Any]]:
     if method == "gradient_x_input":
         found = multiply_gradient(model, scan, view, target)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from neuroray.platform.evaluate.loaded import LoadedModel, SliceView
+from neuroray.platform.evaluate.slice_model import SliceModel, SliceView
 from neuroray.platform.explain.saliency import log_odds
 
 NUM_RANDOM_ORDERS = 50
@@ -65,7 +65,7 @@ class Deletion:
 
 
 def delete_slices(
-    model: LoadedModel, view: SliceView, importance: Float[np.ndarray, " shown"], target: int, *, seed: int
+    model: SliceModel, view: SliceView, importance: Float[np.ndarray, " shown"], target: int, *, seed: int
 ) -> Deletion:
     """Masks slices out of the pooling one after another and watches the target's log-odds; the last slice stays.
 
@@ -85,7 +85,7 @@ def delete_slices(
     return Deletion(fraction=fraction, most_first=curves[0], least_first=curves[1], random=curves[2:])
 
 
-def leave_out_each(model: LoadedModel, view: SliceView, target: int) -> Float[np.ndarray, " shown"]:
+def leave_out_each(model: SliceModel, view: SliceView, target: int) -> Float[np.ndarray, " shown"]:
     """Probability of the target minus that without each slice, exactly; one entry per slice that is not masked.
 
     For a scan with a single slice, what goes is what is above an even guess.
@@ -100,15 +100,13 @@ def leave_out_each(model: LoadedModel, view: SliceView, target: int) -> Float[np
 
 
 @torch.no_grad()
-def score_masks(
-    model: LoadedModel, view: SliceView, masks: Bool[Tensor, "batch slice"]
-) -> Float[Tensor, "batch class"]:
+def score_masks(model: SliceModel, view: SliceView, masks: Bool[Tensor, "batch slice"]) -> Float[Tensor, "batch class"]:
     """Logits, in float64, of one scan's vectors under many masks."""
     features = view.features.to(model.device)[None].expand(len(masks), -1, -1)
     return model.module.head(features, masks.to(model.device)).logits.double()
 
 
-def scramble(model: LoadedModel, part: str, *, seed: int) -> LoadedModel:
+def scramble(model: SliceModel, part: str, *, seed: int) -> SliceModel:
     """The model with the entries of every tensor of one part dealt out anew: same values, nothing learned.
 
     Args:
@@ -137,7 +135,7 @@ def correlate_maps(first: Float[np.ndarray, "x y z"], second: Float[np.ndarray, 
     return float(np.corrcoef(rankdata(left), rankdata(right))[0, 1])
 
 
-def _delete_in_order(model: LoadedModel, view: SliceView, order: np.ndarray, target: int) -> np.ndarray:
+def _delete_in_order(model: SliceModel, view: SliceView, order: np.ndarray, target: int) -> np.ndarray:
     masks = view.mask.cpu().repeat(len(order), 1)
     for step, gone in enumerate(order[:-1]):
         masks[step + 1 :, int(gone)] = False

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from neuroray.platform.evaluate.loaded import LoadedModel, SliceView
+from neuroray.platform.evaluate.slice_model import SliceModel, SliceView
 from neuroray.platform.models.layers.slices import AXES, SliceStackConfig, stack_slices
 from neuroray.storage.scan import Scan
 
@@ -41,7 +41,7 @@ class Saliency:
         return abs(float(self.values.sum(dtype=np.float64)) - self.sum_of_pixels) / scale if scale else 0.0
 
 
-def multiply_gradient(model: LoadedModel, scan: Scan, view: SliceView, target: int) -> Saliency:
+def multiply_gradient(model: SliceModel, scan: Scan, view: SliceView, target: int) -> Saliency:
     """Gradient of the target's log-odds times grey value, signed, on the voxels themselves.
 
     The chain is cut at the slice vectors and at the pictures, so that memory holds one batch of slices: head, then
@@ -70,7 +70,7 @@ def log_odds(logits: Float[Tensor, "batch class"], target: int) -> Float[Tensor,
     return logits[..., target] - torch.logsumexp(logits[..., others], dim=-1)
 
 
-def _differentiate_head(model: LoadedModel, view: SliceView, target: int) -> Float[Tensor, "slice channel"]:
+def _differentiate_head(model: SliceModel, view: SliceView, target: int) -> Float[Tensor, "slice channel"]:
     features = view.features.detach().clone().requires_grad_(True)
     answer = model.answer(SliceView(features=features, mask=view.mask, slice_index=view.slice_index))
     (gradient,) = torch.autograd.grad(log_odds(answer.logits[None], target).sum(), features)
@@ -78,7 +78,7 @@ def _differentiate_head(model: LoadedModel, view: SliceView, target: int) -> Flo
 
 
 def _differentiate_encoder(
-    model: LoadedModel, images: Float[Tensor, "slice 3 height width"], direction: Float[Tensor, "slice channel"]
+    model: SliceModel, images: Float[Tensor, "slice 3 height width"], direction: Float[Tensor, "slice channel"]
 ) -> Float[Tensor, "slice height width"]:
     """Gradient with respect to the grey pictures, the three equal channels summed."""
     encoder: Any = model.module.encoder

@@ -6,7 +6,8 @@ import pytest
 import torch
 from contracts.finished_run import make_head_scan, tiny_config
 
-from neuroray.platform.evaluate.loaded import LoadedModel, load_model
+from neuroray.platform.evaluate.loaded import load_slice_model
+from neuroray.platform.evaluate.slice_model import SliceModel
 from neuroray.platform.explain.explanation import METHODS, check_map, explain, slice_importance
 from neuroray.platform.explain.faithfulness import correlate_maps, delete_slices, leave_out_each, scramble
 from neuroray.platform.explain.maps import ExplainError
@@ -20,13 +21,13 @@ from neuroray.storage.store import ScanStore
 CARD = {"classes": ["control", "patient"], "target": "diagnosis", "modality": "T1w", "model_name": "dinoatten3d"}
 
 
-def load_tiny(**changes) -> LoadedModel:
+def load_tiny(**changes) -> SliceModel:
     torch.manual_seed(0)
     module = tiny_config(**changes).build().eval().requires_grad_(False)
     with torch.no_grad():
         # As drawn, all slices weigh almost alike; tests want weights that differ.
         module.head.attention.score.weight.mul_(20)
-    return LoadedModel(module=module, card=CARD, provenance={})
+    return SliceModel(module=module, card=CARD, provenance={})
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def scan():
 
 @pytest.fixture(scope="module")
 def fitted(finished_run):
-    return load_model(finished_run.folder / "model"), ScanStore(finished_run.store)
+    return load_slice_model(finished_run.folder / "model"), ScanStore(finished_run.store)
 
 
 @pytest.mark.parametrize("axis", ["axial", "coronal", "sagittal"])

@@ -1,0 +1,125 @@
+"""What a model answers for one scan, and what is told of the model beside it; no model and no HTTP in here."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from neuroray.platform.evaluate.window_model import TargetAnswer
+
+Bounds = tuple[tuple[float, ...], tuple[float, ...]]
+"""Smallest and largest, along x, y, z."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetCard:
+    """One thing that a model answers for.
+
+    Attributes:
+        name: The label.
+        kind: Classes, or a measure.
+        classes: In the order of its outputs; empty for a measure.
+        unit: Of a measure; "" where it has none.
+    """
+
+    name: str
+    kind: Literal["class", "number"]
+    classes: tuple[str, ...] = ()
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What is told of a model beside its answers.
+
+    Attributes:
+        model_name: The architecture.
+        version: The first digits of the SHA-256 of its weights: equal versions are equal models.
+        classes: Of the main target, in the order of the outputs; empty where it is a measure.
+        target: The main target: what the classes are values of, or the measure.
+        targets: All that it answers for, the main one first.
+        modality: BIDS suffix of the scans it was trained on.
+        profile: Name of the preprocessing profile of its training scans.
+        profile_sha256: Hash of that profile.
+        spacing_mm: Smallest and largest voxel size along x, y, z among its training scans; None: not recorded.
+        fingerprints: SHA-256 digests (hex) of weights, encoder and feature recipe, as far as the folder tells them.
+    """
+
+    model_name: str
+    version: str
+    classes: tuple[str, ...]
+    target: str
+    targets: tuple[TargetCard, ...]
+    modality: str
+    profile: str
+    profile_sha256: str
+    spacing_mm: Bounds | None
+    fingerprints: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceWeight:
+    """How much one slice counted.
+
+    Attributes:
+        slice_index: Along the slice axis of the scan in RAS+ order, as its profile has prepared it.
+        position_mm: World coordinate, along that axis, of the middle of the slice.
+        weight: Attention weight; those of a scan sum to 1.
+    """
+
+    slice_index: int
+    position_mm: float
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """The answer for one scan.
+
+    Attributes:
+        model: Who answered.
+        targets: What it says of each of its targets, the main one first.
+        attention_axis: The plane of the slices: axial, coronal or sagittal; None for a model without slices.
+        attention: One entry per slice that the model looked at.
+        profile: Name of the preprocessing profile that the scan went through, that of the training scans.
+        profile_sha256: Hash of that profile.
+        warnings: Why the answer may deserve less trust, in plain words.
+    """
+
+    model: ModelCard
+    targets: tuple[TargetAnswer, ...]
+    attention_axis: str | None = None
+    attention: tuple[SliceWeight, ...] = ()
+    profile: str
+    profile_sha256: str
+    warnings: tuple[str, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Of the main target, in the order of the model's outputs."""
+        return self.model.classes
+
+    @property
+    def label(self) -> str | None:
+        """The most probable class of the main target; None where that is a measure."""
+        return self.targets[0].label
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """Class of the main target to probability; they sum to 1. Empty where that is a measure."""
+        return dict(self.targets[0].probabilities)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it."""
+        described = dataclasses.asdict(self)
+        return {
+            "label": self.label,
+            "probabilities": self.probabilities,
+            **described,
+            "targets": [answer.to_json() for answer in self.targets],
+        }

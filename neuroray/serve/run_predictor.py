@@ -1,0 +1,79 @@
+"""A model of windows that answers for runs: covering windows, averaged."""
+
+from __future__ import annotations
+
+from neuroray.platform.evaluate.window_model import WindowModel
+from neuroray.serve.caution import compare_spacing, find_faults
+from neuroray.serve.prediction import ModelCard, Prediction
+from neuroray.storage.profiles.profile import Profile
+from neuroray.storage.profiles.steps import prepare
+from neuroray.storage.scan import Scan, ScanError
+
+# Headers round repetition times to milliseconds.
+_TIME_TOLERANCE = 1.01
+
+
+class RunPredictor:
+    """A loaded model of windows; `predict` may be called any number of times, from one thread at a time.
+
+    Attributes:
+        card: What is told of the model.
+    """
+
+    def __init__(self, card: ModelCard, model: WindowModel, profile: Profile) -> None:
+        self.card = card
+        self._model = model
+        self._profile = profile
+
+    def predict(self, scan: Scan) -> Prediction:
+        """Answers for one run, as it was read; the same run gives the same answer.
+
+        It goes through the profile of the training runs first, then through the model in windows that leave no frame
+        out; what is told is their mean, and how much they differ.
+
+        Raises:
+            ScanError: a volume where a run is expected, or a run that the profile cannot prepare.
+            ModelError: frames whose shape the model cannot take.
+        """
+        if not scan.is_timeseries:
+            raise ScanError(
+                f"this model answers for {self.card.modality} runs, not for single volumes",
+                given=f"one volume of {' x '.join(map(str, scan.grid_shape))}",
+                expected="a four-dimensional scan",
+                fix=f"send the {self.card.modality} run of this person",
+            )
+        warnings = find_faults(scan)
+        prepared = prepare(scan, self._profile)
+        outputs = self._model.compute(self._model.cut(prepared))
+        return Prediction(
+            model=self.card,
+            targets=self._model.read(outputs),
+            profile=self.card.profile,
+            profile_sha256=self.card.profile_sha256,
+            warnings=(*warnings, *compare_spacing(scan, self.card.spacing_mm), *self._compare_run(scan)),
+        )
+
+    def _compare_run(self, scan: Scan) -> list[str]:
+        """In what the run differs from those of the training."""
+        facts, found = self._model.card.get("runs", {}), []
+        grids = [tuple(grid) for grid in facts.get("grid_shapes", ())]
+        if grids and scan.grid_shape not in grids:
+            told = ", ".join(" x ".join(map(str, grid)) for grid in grids[:3])
+            found.append(f"a grid of {' x '.join(map(str, scan.grid_shape))}; the model was trained on {told}")
+        found += _compare_times(scan.repetition_time_s, facts.get("repetition_time_s"))
+        wanted = self._model.num_frames
+        if wanted is not None and scan.num_frames < wanted:
+            found.append(f"{scan.num_frames} frames; the model looks at {wanted} at once, the others are left empty")
+        return found
+
+
+def _compare_times(repetition_time_s: float | None, trained_s: list[float] | None) -> list[str]:
+    if repetition_time_s is None:
+        return ["the file does not say its repetition time: its frames may lie closer or farther than in training"]
+    if trained_s is None:
+        return []
+    low, high = trained_s
+    if low / _TIME_TOLERANCE <= repetition_time_s <= high * _TIME_TOLERANCE:
+        return []
+    trained = f"{low:g} s" if low == high else f"{low:g} to {high:g} s"
+    return [f"a repetition time of {repetition_time_s:g} s; the model was trained on {trained}"]

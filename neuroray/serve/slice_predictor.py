@@ -1,0 +1,78 @@
+"""A model of slices that answers for volumes."""
+
+from __future__ import annotations
+
+import torch
+
+from neuroray.platform.evaluate.slice_model import SliceModel, SliceView
+from neuroray.platform.evaluate.window_model import TargetAnswer
+from neuroray.platform.models.layers.slices import slice_positions_mm
+from neuroray.serve.caution import compare_spacing, find_faults
+from neuroray.serve.prediction import ModelCard, Prediction, SliceWeight
+from neuroray.storage.profiles.profile import NATIVE, Profile
+from neuroray.storage.profiles.steps import prepare
+from neuroray.storage.scan import Scan, ScanError
+
+
+class SlicePredictor:
+    """A loaded model of slices; `predict` may be called any number of times, from one thread at a time.
+
+    Attributes:
+        card: What is told of the model.
+    """
+
+    def __init__(self, card: ModelCard, model: SliceModel, profile: Profile) -> None:
+        self.card = card
+        self._model = model
+        self._profile = profile
+
+    def predict(self, scan: Scan) -> Prediction:
+        """Answers for one scan, as it was read; the same scan gives the same answer.
+
+        It goes through the profile of the training scans first.
+
+        Raises:
+            ScanError: a time series where a volume is expected, or a scan that the profile cannot prepare.
+            ModelError: a volume whose shape the model cannot take.
+        """
+        _require_volume(scan, self.card)
+        warnings = find_faults(scan)
+        if self._profile.name != NATIVE:
+            scan = prepare(scan, self._profile).scan
+        with torch.inference_mode():
+            view = self._model.encode(scan)
+            answer = self._model.answer(view)
+        probabilities = dict(zip(self.card.classes, answer.probabilities.tolist(), strict=True))
+        return Prediction(
+            model=self.card,
+            targets=(TargetAnswer(name=self.card.target, probabilities=probabilities),),
+            attention_axis=self._model.slices.axis,
+            attention=self._weigh_slices(scan, view, answer.slice_weights),
+            profile=self.card.profile,
+            profile_sha256=self.card.profile_sha256,
+            warnings=(*warnings, *compare_spacing(scan, self.card.spacing_mm), *_tell_missing(view)),
+        )
+
+    def _weigh_slices(self, scan: Scan, view: SliceView, weights: torch.Tensor) -> tuple[SliceWeight, ...]:
+        mask = view.mask.cpu()
+        index = view.slice_index.cpu()[mask].numpy()
+        position_mm = slice_positions_mm(scan.grid_shape, scan.affine, self._model.slices, index)
+        rows = zip(index.tolist(), position_mm.tolist(), weights.cpu()[mask].tolist(), strict=True)
+        return tuple(SliceWeight(slice_index=i, position_mm=mm, weight=weight) for i, mm, weight in rows)
+
+
+def _require_volume(scan: Scan, card: ModelCard) -> None:
+    if scan.is_timeseries:
+        raise ScanError(
+            f"this model answers for {card.modality} volumes, not for time series",
+            given=f"{scan.num_frames} frames",
+            expected="a three-dimensional scan",
+            fix=f"send the {card.modality} of this person",
+        )
+
+
+def _tell_missing(view: SliceView) -> tuple[str, ...]:
+    num_missing = int((~view.mask).sum())
+    if not num_missing:
+        return ()
+    return (f"{num_missing} of the slices that the model looks at lie outside this scan",)
