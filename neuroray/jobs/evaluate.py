@@ -15,10 +15,13 @@ from neuroray.jobs.run_record import git_commit, package_versions, record_run
 from neuroray.platform.evaluate.evidence import Evaluation
 from neuroray.platform.evaluate.findings import tell_headline, tell_interval, tell_millimetres, tell_number
 from neuroray.platform.evaluate.intervals import NUM_RESAMPLES
+from neuroray.platform.evaluate.number_evidence import NumberEvaluation
+from neuroray.platform.evaluate.number_findings import tell_number_headline
 from neuroray.platform.evaluate.protocol import choose_example, evaluate
 from neuroray.platform.evaluate.report import Example, write_report
 
 _METRICS_TOLD = ("auc", "balanced_accuracy", "brier", "calibration_error")
+_NUMBER_METRICS_TOLD = ("pearson_r", "r2", "mae", "rmse")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,9 @@ class Args:
 
     store: str | None = None
     """The store of the scans; where the run found them when not given."""
+
+    target: str | None = None
+    """Which of the model's targets, where it has several; the main one when not given."""
 
     out: str | None = None
     """Where report.html, report.json, predictions.csv and run.json go; RUN/evaluate when not given."""
@@ -44,7 +50,7 @@ class Args:
     """Where to compute: cpu, cuda."""
 
     skip_example: bool = False
-    """Leave the map of one held-out scan out of the page, and with it the encoder's work."""
+    """Leave the map of one held-out scan out of the page, and with it the encoder's work (models of slices)."""
 
     json: bool = False
     """Answer as JSON."""
@@ -58,13 +64,16 @@ def run(args: Args) -> dict[str, Any]:
         evaluation = evaluate(
             run_folder,
             store=args.store,
+            target=args.target,
             seed=args.seed,
             num_resamples=args.num_resamples,
             device=args.device,
             facts=_facts(args),
             track=lambda scan_ids: progress(scan_ids, label="evaluate"),
         )
-        example = None if args.skip_example else _explain_example(evaluation, run_folder, args)
+        example = None
+        if not args.skip_example and isinstance(evaluation, Evaluation) and evaluation.attention is not None:
+            example = _explain_example(evaluation, run_folder, args)
         paths = write_report(evaluation, out, example=example)
         answer = _summarise(evaluation, paths)
         record.add(catalogue_version=evaluation.provenance["catalogue_version"], **answer)
@@ -83,6 +92,7 @@ def _facts(args: Args) -> dict[str, Any]:
 def _command(args: Args) -> list[str]:
     words = ["neuroray", "evaluate", args.run]
     words += ["--store", args.store] if args.store else []
+    words += ["--target", args.target] if args.target else []
     words += ["--seed", str(args.seed), "--num-resamples", str(args.num_resamples)]
     return words + (["--skip-example"] if args.skip_example else [])
 
@@ -114,9 +124,14 @@ def _explain_example(evaluation: Evaluation, run_folder: Path, args: Args) -> Ex
     )
 
 
-def _summarise(evaluation: Evaluation, paths: dict[str, Path]) -> dict[str, Any]:
+def _headline(evaluation: Evaluation | NumberEvaluation) -> str:
+    return tell_number_headline(evaluation) if isinstance(evaluation, NumberEvaluation) else tell_headline(evaluation)
+
+
+def _summarise(evaluation: Evaluation | NumberEvaluation, paths: dict[str, Path]) -> dict[str, Any]:
     return {
-        "headline": tell_headline(evaluation),
+        "headline": _headline(evaluation),
+        "target": evaluation.target,
         "num_people": evaluation.num_people,
         "num_scans": len(evaluation.judged),
         "num_folds": len(evaluation.folds),
@@ -128,9 +143,10 @@ def _summarise(evaluation: Evaluation, paths: dict[str, Path]) -> dict[str, Any]
     }
 
 
-def _tell(evaluation: Evaluation, paths: dict[str, Path]) -> str:
-    lines = [f"{tell_headline(evaluation)} ({len(evaluation.judged)} scans of {evaluation.num_people} people)"]
-    for name in _METRICS_TOLD:
+def _tell(evaluation: Evaluation | NumberEvaluation, paths: dict[str, Path]) -> str:
+    told = _NUMBER_METRICS_TOLD if isinstance(evaluation, NumberEvaluation) else _METRICS_TOLD
+    lines = [f"{_headline(evaluation)} ({len(evaluation.judged)} scans of {evaluation.num_people} people)"]
+    for name in told:
         found = evaluation.metrics[name]
         lines.append(f"  {name:<20}{tell_number(found.value)}  ({tell_interval(found)})")
     lines += [f"  note: {warning}" for warning in evaluation.warnings]

@@ -45,6 +45,9 @@ class Args:
     folds: Literal["all"] | None = None
     """Train every fold, one after another, into OUT/fold-0, OUT/fold-1, ..."""
 
+    seeds: tuple[int, ...] = ()
+    """Train each of these seeds, one after another, into OUT/seed-0, ...: other weights, the same people."""
+
     extract: bool = False
     """First compute the slice features that are missing."""
 
@@ -74,7 +77,7 @@ def run(args: Args, recipe: Recipe) -> dict[str, Any]:
         recipe = dataclasses.replace(recipe, scaling=scaling)
     if args.extract and not args.dry_run:
         _extract(args, recipe)
-    runs = [prepare_run(fold, store=args.store, folder=folder) for folder, fold in _folds(args, recipe)]
+    runs = [prepare_run(fold, store=args.store, folder=folder) for folder, fold in _variants(args, recipe)]
     if args.dry_run:
         return {"text": "\n".join(map(_tell_plan, runs)), "plans": [_plan(run) for run in runs]}
     num_workers = recipe.scaling.worker_range[1]
@@ -83,9 +86,10 @@ def run(args: Args, recipe: Recipe) -> dict[str, Any]:
             stack.enter_context(ensure_ray(num_cpus=math.ceil(num_workers * recipe.scaling.cpus_per_worker)))
         results = [_fit(args, run) for run in runs]
     text = "\n".join(map(_tell_result, results))
-    if args.folds is None:
+    if args.folds is None and not args.seeds:
         return results[0].to_json() | {"text": text}
-    return {"run": Location(args.out).uri, "folds": [result.to_json() for result in results], "text": text}
+    name = "seeds" if args.seeds else "folds"
+    return {"run": Location(args.out).uri, name: [result.to_json() for result in results], "text": text}
 
 
 def _parse(recipe: Recipe, argv: Sequence[str]) -> tuple[Args, Recipe]:
@@ -114,8 +118,18 @@ def _help(argv: Sequence[str]) -> dict[str, Any]:
     return {"text": "\n".join([*lines, "", "  neuroray train RECIPE --help    every field that can be set"])}
 
 
-def _folds(args: Args, recipe: Recipe) -> list[tuple[Location, Recipe]]:
+def _variants(args: Args, recipe: Recipe) -> list[tuple[Location, Recipe]]:
+    """Each seed, and of it each fold, in a folder of its own; the run folder itself where there is one of each."""
     folder = Location(args.out)
+    if not args.seeds:
+        return _folds(args, recipe, folder)
+    if len(set(args.seeds)) < len(args.seeds):
+        raise UsageError("a seed is named twice", given=" ".join(map(str, args.seeds)))
+    seeded = [(folder.child(f"seed-{seed}"), dataclasses.replace(recipe, seed=seed)) for seed in args.seeds]
+    return [one for child, variant in seeded for one in _folds(args, variant, child)]
+
+
+def _folds(args: Args, recipe: Recipe, folder: Location) -> list[tuple[Location, Recipe]]:
     if args.folds is None:
         return [(folder, recipe)]
     numbers = range(recipe.split.num_folds)
@@ -149,7 +163,7 @@ def _recorded(args: Args, run: Run) -> Iterator[RunRecord]:
 
 
 def _extract(args: Args, recipe: Recipe) -> None:
-    store = ScanStore(args.store, version=choose_version(_folds(args, recipe)[0][0], recipe))
+    store = ScanStore(args.store, version=choose_version(_variants(args, recipe)[0][0], recipe))
     scan_ids = [record.scan_id for record in choose_records(store, recipe)]
     described: Any = recipe  # of all recipes, those of slice models have an encoder whose features are kept
     extract_features(

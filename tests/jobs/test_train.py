@@ -92,6 +92,19 @@ def test_all_folds_test_everybody_once(store: ScanStore, tmp_path: Path):
     assert sorted(scan_id for part in tested for scan_id in part) == [f"sub-{number:03d}_T1w" for number in range(40)]
 
 
+def test_each_seed_is_a_run_of_its_own_on_the_same_people(store: ScanStore, tmp_path: Path):
+    answer = train.main(command(store, tmp_path, "--seeds", "4", "7"))
+    assert [seed["run"] for seed in answer["seeds"]] == [str(tmp_path / "seed-4"), str(tmp_path / "seed-7")]
+    recipes = [read_recipe(Location(seed["run"])) for seed in answer["seeds"]]
+    assert [recipe.seed for recipe in recipes] == [4, 7]
+    splits = [json.loads((tmp_path / f"seed-{seed}" / "splits.json").read_text()) for seed in (4, 7)]
+    assert splits[0] == splits[1]
+    losses = [read_metrics(Location(seed["run"]))[0]["loss"] for seed in answer["seeds"]]
+    assert losses[0] != losses[1]
+    with pytest.raises(UsageError, match="named twice; given 4 4"):
+        train.main(command(store, tmp_path, "--seeds", "4", "4"))
+
+
 def test_extract_makes_the_features_that_are_missing(tmp_path: Path):
     store = write_feature_cohort(tmp_path / "store", num_people=20, with_features=False)
     answer = train.main(command(store, tmp_path / "run", "--extract"))

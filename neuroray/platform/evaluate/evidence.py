@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -17,6 +17,25 @@ from neuroray.platform.evaluate.metrics import classification_metrics, confusion
 _FEWEST_PER_CLASS = 2
 _NUM_AGE_GROUPS = 3
 _SHARED_FRACTION = 0.5
+
+
+class JudgedPerson(Protocol):
+    """What is known of somebody judged besides the answer."""
+
+    @property
+    def age_years(self) -> float | None:
+        """At the scan."""
+        ...
+
+    @property
+    def sex(self) -> str | None:
+        """F, M, or another word."""
+        ...
+
+    @property
+    def site(self) -> str | None:
+        """Where the scan was made."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +135,13 @@ class Fold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """All that the report tells."""
+    """All that the report tells.
+
+    Attributes:
+        metrics: Over scans.
+        metrics_by_person: Over people, of whom the scans with one label are averaged; empty where it was not asked for,
+            or all have one scan.
+    """
 
     model_name: str
     classes: tuple[str, ...]
@@ -131,6 +156,7 @@ class Evaluation:
     seed: int
     provenance: Mapping[str, Any]
     warnings: tuple[str, ...] = field(default=())
+    metrics_by_person: Mapping[str, Estimate] = field(default_factory=dict)
 
     @property
     def labels(self) -> Int[np.ndarray, " row"]:
@@ -176,12 +202,21 @@ def measure(judged: Sequence[Judged], resamples: Float[np.ndarray, "resample row
     return {name: bound_extreme(value, trials.get(name, 0)) for name, value in found.items()}
 
 
+def average_by_person(judged: Sequence[Judged]) -> list[Judged]:
+    """One row a person and fold, the mean of what is said of his or her scans; another label makes another row."""
+    rows: dict[tuple[int, str, int], list[Judged]] = {}
+    for row in judged:
+        rows.setdefault((row.fold, row.subject, row.label), []).append(row)
+    means = [tuple(np.mean([row.probabilities for row in some], axis=0).tolist()) for some in rows.values()]
+    return [replace(some[0], probabilities=mean) for some, mean in zip(rows.values(), means, strict=True)]
+
+
 def stratify(
     judged: Sequence[Judged], num_classes: int, *, metric: str, seed: int, num_resamples: int
 ) -> tuple[Stratum, ...]:
     """The metric by sex, by third of age and by site, as far as known; a variable with one level is left out."""
     found = []
-    for variable, levels in _parts(judged).items():
+    for variable, levels in part_people(judged).items():
         if len(levels) < 2:
             continue
         for level, rows in levels.items():
@@ -193,8 +228,9 @@ def stratify(
     return tuple(found)
 
 
-def _parts(judged: Sequence[Judged]) -> dict[str, dict[str, list[Judged]]]:
-    parts: dict[str, dict[str, list[Judged]]] = {"Sex": {}, "Age": {}, "Site": {}}
+def part_people[Row: JudgedPerson](judged: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
+    """Those judged by sex, by third of age and by site, as far as known."""
+    parts: dict[str, dict[str, list[Row]]] = {"Sex": {}, "Age": {}, "Site": {}}
     names = {"F": "women", "M": "men"}
     for row in sorted(judged, key=lambda row: (row.sex or "", row.site or "", row.age_years or 0)):
         if row.sex:

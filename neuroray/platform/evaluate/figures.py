@@ -174,28 +174,29 @@ def _draw_heap(axes: Axes, given: Float[np.ndarray, " row"], base: float, colour
 
 
 @styled
-def draw_learning_curves(folds: Sequence[Mapping[str, Sequence[tuple[float, float]]]]) -> Figure:
+def draw_learning_curves(folds: Sequence[Mapping[str, Sequence[tuple[float, float]]]], *, score: str = "AUC") -> Figure:
     """Loss on training and validation people, and what the run was selected by, over epochs; one thin line a fold.
 
     Args:
         folds: For each fold: `train_loss`, `val_loss`, `val_score`, `kept` as (epoch, value) points; a missing one is
             left out.
+        score: What the run was selected by.
     """
     figure = Figure(figsize=WIDE_IN)
-    loss, score = figure.subplots(1, 2)
+    loss, selected = figure.subplots(1, 2)
     width = 1.6 if len(folds) == 1 else 0.9
     names = (("train_loss", "training", SERIES[0], loss), ("val_loss", "validation", SERIES[1], loss))
-    for key, name, colour, axes in (*names, ("val_score", "validation", SERIES[1], score)):
+    for key, name, colour, axes in (*names, ("val_score", "validation", SERIES[1], selected)):
         curves = [np.asarray(fold[key], dtype=float) for fold in folds if len(fold.get(key, ()))]
         for curve in curves:
             axes.plot(curve[:, 0], curve[:, 1], color=colour, lw=width, alpha=1 if len(folds) == 1 else 0.7)
         if curves:
             place_label(axes, curves[0][-1, 0], curves[0][-1, 1], name, colour=colour)
     for point in [point for fold in folds for point in fold.get("kept", ())]:
-        score.scatter(*point, s=26, facecolor=PAPER, edgecolor=SERIES[1], lw=1.3, zorder=3)
+        selected.scatter(*point, s=26, facecolor=PAPER, edgecolor=SERIES[1], lw=1.3, zorder=3)
     loss.set(xlabel="Epoch", ylabel="Loss")
-    score.set(xlabel="Epoch", ylabel="AUC on validation people")
-    for axes in (loss, score):
+    selected.set(xlabel="Epoch", ylabel=f"{score} on validation people")
+    for axes in (loss, selected):
         axes.margins(x=0.02)
         axes.grid(axis="y", color=RULE, lw=0.5)
         # Room for the names at the right end.
@@ -233,7 +234,12 @@ def draw_attention(
 
 @styled
 def draw_strata(
-    rows: Sequence[tuple[str, str, str, Estimate]], overall: Estimate, metric_label: str, *, chance: float | None
+    rows: Sequence[tuple[str, str, str, Estimate]],
+    overall: Estimate,
+    metric_label: str,
+    *,
+    chance: float | None,
+    low: float = 0.0,
 ) -> Figure:
     """A metric within each part of the people, against the whole.
 
@@ -242,6 +248,7 @@ def draw_strata(
         overall: The metric on everybody: the vertical line and its band.
         metric_label: The axis.
         chance: What a guess reaches.
+        low: Where the axis, which ends at 1, begins.
     """
     figure = Figure(figsize=(8.9, 0.9 + 0.27 * len(rows)))
     axes = figure.subplots()
@@ -258,8 +265,36 @@ def draw_strata(
         axes.text(-0.13, index, level, transform=axes.get_yaxis_transform(), va="center", fontsize=7.5)
         if not index or variable != rows[index - 1][0]:
             axes.text(-0.24, index, variable, transform=axes.get_yaxis_transform(), va="center", fontweight="bold")
-    axes.set(xlim=(0, 1.01), ylim=(len(rows) - 0.5, -0.5), yticks=[], xlabel=metric_label)
+    axes.set(xlim=(low, 1.01), ylim=(len(rows) - 0.5, -0.5), yticks=[], xlabel=metric_label)
     axes.spines["left"].set_visible(False)
+    return figure
+
+
+@styled
+def draw_agreement(values: Float[np.ndarray, " row"], predicted: Float[np.ndarray, " row"], what: str) -> Figure:
+    """What was said against what is true, with the line of no error and the least-squares fit."""
+    figure, axes = _square()
+    ends = np.array([min(values.min(), predicted.min()), max(values.max(), predicted.max())])
+    axes.plot(ends, ends, color=MUTED, lw=0.8, ls=(0, (4, 3)))
+    if values.std() > 0:
+        slope, intercept = np.polyfit(values, predicted, 1)
+        span = np.array([values.min(), values.max()])
+        axes.plot(span, slope * span + intercept, color=SERIES[0], lw=1.2)
+    axes.scatter(values, predicted, s=24, color=SERIES[0], alpha=0.75, edgecolor="none", zorder=3)
+    axes.set(xlabel=f"True {what}", ylabel=f"Said {what}")
+    axes.margins(0.05)
+    return figure
+
+
+@styled
+def draw_errors(errors: Float[np.ndarray, " row"], what: str) -> Figure:
+    """How far off it is, and to which side."""
+    figure, axes = _square()
+    axes.hist(errors, bins="auto", color=SERIES[0], alpha=0.8, edgecolor=PAPER, lw=0.6)
+    axes.axvline(0, color=MUTED, lw=0.8, ls=(0, (4, 3)))
+    axes.axvline(errors.mean(), color=INK, lw=1.2)
+    axes.set(xlabel=f"Error of {what}", ylabel="Scans")
+    axes.yaxis.get_major_locator().set_params(integer=True)
     return figure
 
 

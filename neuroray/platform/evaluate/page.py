@@ -12,6 +12,7 @@ from neuroray.platform.evaluate import figures, findings
 from neuroray.platform.evaluate.evidence import AttentionProfile, Evaluation
 from neuroray.platform.evaluate.intervals import Estimate
 from neuroray.platform.evaluate.metrics import CALIBRATION_BINS, Metric, metric_table
+from neuroray.platform.evaluate.number_evidence import NumberEvaluation
 from neuroray.platform.evaluate.style import AXIS_LABELS, png_address, to_svg
 
 
@@ -34,45 +35,47 @@ def describe_page(evaluation: Evaluation, picture: tuple[bytes, str, str] | None
         evaluation: What was found.
         picture: PNG, title and caption of an explained scan.
     """
-    numbering = _Numbering()
+    numbering = Numbering()
     provenance = evaluation.provenance
     return {
         "kicker": f"Evaluation of {provenance.get('model_title', evaluation.model_name)}",
         "headline": findings.tell_headline(evaluation),
         "lead": _lead(evaluation),
-        "facts": _facts(evaluation),
+        "facts": describe_facts(evaluation),
         "key": _key_numbers(evaluation),
         "warnings": evaluation.warnings,
         "answer_text": _answer_text(evaluation),
         "answers": _answers(evaluation, numbering),
         "metrics": _metric_rows(evaluation),
-        "fold_names": _fold_names(evaluation),
+        "fold_names": list_fold_names(evaluation),
         "strata": _strata(evaluation, numbering),
         "strata_small": _small_strata(evaluation),
         "looks": _looks(evaluation, picture, numbering),
         "learning": _learning(evaluation, numbering),
         "classes": evaluation.classes,
         "sides": _sides(evaluation),
-        "checks": _checks(evaluation),
+        "checks": describe_checks(evaluation),
         "methods": _methods(evaluation),
-        "provenance": _provenance(evaluation),
+        "provenance": describe_provenance(evaluation),
         "footer": f"Made by neuroray {provenance['versions']['neuroray']} on {provenance['made_at']}. "
         "No diagnostic device: for research use.",
     }
 
 
-class _Numbering:
-    """Counts the figures that are really there."""
+class Numbering:
+    """Makes figures of the page, and counts the figures that are really there."""
 
     def __init__(self) -> None:
         self._last = 0
 
     def plot(self, figure: Figure, name: str, title: str, caption: str, *, wide: bool = False) -> PageFigure:
+        """The next figure, as SVG."""
         self._last += 1
         svg = to_svg(figure, name)
         return PageFigure(number=self._last, title=title, caption=caption, svg=svg, wide=wide)
 
     def picture(self, png: bytes, title: str, caption: str) -> PageFigure:
+        """The next figure, a picture."""
         self._last += 1
         return PageFigure(number=self._last, title=title, caption=caption, png=png_address(png), wide=True)
 
@@ -89,7 +92,8 @@ def _lead(evaluation: Evaluation) -> str:
     )
 
 
-def _facts(evaluation: Evaluation) -> list[tuple[str, Any]]:
+def describe_facts(evaluation: Evaluation | NumberEvaluation) -> list[tuple[str, Any]]:
+    """The line under the headline."""
     provenance = evaluation.provenance
     return [
         ("Target", evaluation.target),
@@ -128,7 +132,7 @@ def _answer_text(evaluation: Evaluation) -> str:
     )
 
 
-def _answers(evaluation: Evaluation, numbering: _Numbering) -> list[PageFigure]:
+def _answers(evaluation: Evaluation, numbering: Numbering) -> list[PageFigure]:
     labels, probabilities, classes = evaluation.labels, evaluation.probabilities, evaluation.classes
     heap = "One dot is one scan" if len(labels) <= 2 * 150 else "Bars count scans"
     return [
@@ -172,33 +176,36 @@ def _metric_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
                 "arrow": "↑" if metric.better == "higher" else "↓",
                 "text": findings.tell_number(found.value),
                 "interval": findings.tell_interval(found),
-                "folds": _fold_values(evaluation, name),
+                "folds": list_fold_values(evaluation, name),
                 "chance": metric.chance,
-                **_drawable(found),
+                **draw_range(found),
             }
         )
     return rows
 
 
-def _fold_names(evaluation: Evaluation) -> list[str]:
+def list_fold_names(evaluation: Evaluation | NumberEvaluation) -> list[str]:
+    """Headings of the columns of folds; none where there is one fold."""
     if len(evaluation.folds) == 1:
         return []
     return [*(f"Fold {fold.index}" for fold in evaluation.folds), "Mean"]
 
 
-def _fold_values(evaluation: Evaluation, metric: str) -> list[str]:
+def list_fold_values(evaluation: Evaluation | NumberEvaluation, metric: str) -> list[str]:
+    """A metric in each fold, and the mean of them; none where there is one fold."""
     if len(evaluation.folds) == 1:
         return []
     values = [fold.metrics[metric] for fold in evaluation.folds]
     return [findings.tell_number(value) for value in (*values, float(np.mean(values)))]
 
 
-def _drawable(found: Estimate) -> dict[str, float | None]:
+def draw_range(found: Estimate) -> dict[str, float | None]:
+    """Value and interval for the whisker; null what is no number."""
     numbers = {"value": found.value, "low": found.low, "high": found.high}
     return {name: round(float(number), 4) if np.isfinite(number) else None for name, number in numbers.items()}
 
 
-def _strata(evaluation: Evaluation, numbering: _Numbering) -> PageFigure | None:
+def _strata(evaluation: Evaluation, numbering: Numbering) -> PageFigure | None:
     rows = [
         (row.variable, row.level, " + ".join(map(str, row.counts)), row.found)
         for row in evaluation.strata
@@ -220,7 +227,7 @@ def _small_strata(evaluation: Evaluation) -> str:
     return f"Too few of a class to be judged alone: {', '.join(small)}." if small else ""
 
 
-def _looks(evaluation: Evaluation, picture: tuple[bytes, str, str] | None, numbering: _Numbering) -> list[PageFigure]:
+def _looks(evaluation: Evaluation, picture: tuple[bytes, str, str] | None, numbering: Numbering) -> list[PageFigure]:
     found = []
     profile = evaluation.attention
     if profile is not None:
@@ -230,7 +237,7 @@ def _looks(evaluation: Evaluation, picture: tuple[bytes, str, str] | None, numbe
     return found
 
 
-def _attention(evaluation: Evaluation, profile: AttentionProfile, numbering: _Numbering) -> PageFigure:
+def _attention(evaluation: Evaluation, profile: AttentionProfile, numbering: Numbering) -> PageFigure:
     by_class = {name: profile.density_per_mm[profile.labels == index] for index, name in enumerate(evaluation.classes)}
     figure = figures.draw_attention(profile.position_mm, by_class, AXIS_LABELS[profile.axis], profile.uniform_per_mm)
     caption = (
@@ -241,7 +248,7 @@ def _attention(evaluation: Evaluation, profile: AttentionProfile, numbering: _Nu
     return numbering.plot(figure, "attention", findings.tell_attention(profile), caption, wide=True)
 
 
-def _learning(evaluation: Evaluation, numbering: _Numbering) -> PageFigure | None:
+def _learning(evaluation: Evaluation, numbering: Numbering) -> PageFigure | None:
     curves = [fold.curves for fold in evaluation.folds if any(len(points) for points in fold.curves.values())]
     if not curves:
         return None
@@ -264,14 +271,20 @@ def _sides(evaluation: Evaluation) -> list[dict[str, Any]]:
     return rows
 
 
-def _checks(evaluation: Evaluation) -> list[str]:
-    cached = sum(row.from_cache for row in evaluation.judged)
-    read = f"{cached} of {len(evaluation.judged)} scans judged from cached features"
+def describe_checks(evaluation: Evaluation | NumberEvaluation) -> list[str]:
+    """What was made sure of."""
+    judged = evaluation.judged
+    cached = sum(row.from_cache for row in judged) if isinstance(evaluation, Evaluation) else 0
+    read = f"{cached} of {len(judged)} scans judged from cached features"
+    if cached == 0:
+        read = f"All {len(judged)} scans judged from their voxels"
+    elif cached < len(judged):
+        read = f"{read}; the others from their voxels"
     return [
         "No person and no family stands on two sides of a fold",
         f"Scans and labels are those of catalogue version {evaluation.provenance['catalogue_version']}, "
         + ("which the run recorded" if evaluation.provenance.get("catalogue_version_recorded", True) else "the newest"),
-        f"{read}; the others from their voxels" if cached < len(evaluation.judged) else read,
+        read,
     ]
 
 
@@ -289,7 +302,8 @@ def _methods(evaluation: Evaluation) -> list[str]:
     ]
 
 
-def _provenance(evaluation: Evaluation) -> list[tuple[str, Any, bool]]:
+def describe_provenance(evaluation: Evaluation | NumberEvaluation) -> list[tuple[str, Any, bool]]:
+    """Where it all came from: name, value, and whether it is code."""
     provenance = evaluation.provenance
     rows: list[tuple[str, Any, bool]] = [
         ("Store", provenance["store"], True),

@@ -24,8 +24,11 @@ from neuroray.platform.evaluate.findings import gather_warnings
 from neuroray.platform.evaluate.intervals import NUM_RESAMPLES
 from neuroray.platform.evaluate.loaded import load_slice_model
 from neuroray.platform.evaluate.metrics import EvaluationError, classification_metrics
+from neuroray.platform.evaluate.number_evidence import NumberEvaluation
+from neuroray.platform.evaluate.number_findings import gather_number_warnings
 from neuroray.platform.evaluate.run import RunFold, check_people, read_curves, read_folds
 from neuroray.platform.evaluate.slice_model import SliceModel, SliceView
+from neuroray.platform.evaluate.window_protocol import evaluate_windows
 from neuroray.platform.models.layers.slices import slice_positions_mm
 from neuroray.storage.features import FeatureStore
 from neuroray.storage.profiles.agreement import read_model_profile
@@ -40,12 +43,13 @@ def evaluate(
     run: Path,
     *,
     store: str | None = None,
+    target: str | None = None,
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
     device: str = "cpu",
     facts: Mapping[str, Any] | None = None,
     track: Track | None = None,
-) -> Evaluation:
+) -> Evaluation | NumberEvaluation:
     """Judges a run, or all its folds together, on the test people that its splits recorded.
 
     Scans are taken at the catalogue version that the run recorded, from cached features where they are there and from
@@ -54,6 +58,7 @@ def evaluate(
     Args:
         run: The run folder; with `fold-*` folders in it, their test people are pooled.
         store: Where the scans are; where the run found them when left out.
+        target: Which of the model's targets; the main one when left out.
         seed: Of the bootstrap.
         num_resamples: Of the bootstrap.
         device: Where to compute.
@@ -69,10 +74,20 @@ def evaluate(
     records = {record.scan_id: record for record in opened.records()}
     for fold in runs:
         check_people(fold, records)
-    judged = [_judge(fold, opened, records, device=device, track=track) for fold in runs]
-    evaluation = _assemble(run, runs, judged, opened, seed=seed, num_resamples=num_resamples, facts=facts or {})
     shuffled = any(fold.split.config.shuffle_labels_seed is not None for fold in runs)
-    return dataclasses.replace(evaluation, warnings=gather_warnings(evaluation, shuffled=shuffled))
+    provenance = _describe_origin(run, runs, opened, facts or {})
+    draws = {"seed": seed, "num_resamples": num_resamples}
+    if "targets" in runs[0].card:
+        found = evaluate_windows(
+            runs, opened, target=target, provenance=provenance, **draws, device=device, track=track
+        )
+    else:
+        _require_only_target(runs[0], target)
+        judged = [_judge(fold, opened, records, device=device, track=track) for fold in runs]
+        found = _assemble(runs, judged, records, provenance, **draws)
+    if isinstance(found, NumberEvaluation):
+        return dataclasses.replace(found, warnings=gather_number_warnings(found, shuffled=shuffled))
+    return dataclasses.replace(found, warnings=gather_warnings(found, shuffled=shuffled))
 
 
 def judge_scans(
@@ -153,17 +168,30 @@ def _class_index(fold: RunFold, classes: tuple[str, ...], scan_id: str) -> int:
     return classes.index(label)
 
 
+def _require_only_target(fold: RunFold, target: str | None) -> None:
+    if target not in (None, fold.card["target"]):
+        raise EvaluationError("the model has no such target", given=target, expected=fold.card["target"])
+
+
+def _describe_origin(run: Path, runs: Sequence[RunFold], store: ScanStore, facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "run_name": run.resolve().name,
+        "store": store.uri,
+        "catalogue_version": store.version,
+        "catalogue_version_recorded": runs[0].catalogue_version is not None,
+        **facts,
+    }
+
+
 def _assemble(
-    run: Path,
     runs: Sequence[RunFold],
     judged: Sequence[tuple[SliceModel, list[Judged]]],
-    store: ScanStore,
+    records: Mapping[str, ScanRecord],
+    provenance: Mapping[str, Any],
     *,
     seed: int,
     num_resamples: int,
-    facts: Mapping[str, Any],
 ) -> Evaluation:
-    records = {record.scan_id: record for record in store.records()}
     pooled = tuple(row for _, rows in judged for row in rows)
     model = judged[0][0]
     resamples = draw_for(pooled, seed=seed, num_resamples=num_resamples)
@@ -179,13 +207,7 @@ def _assemble(
         attention=profile_attention(pooled, model.slices.axis),
         resamples=resamples,
         seed=seed,
-        provenance={
-            "run_name": run.resolve().name,
-            "store": store.uri,
-            "catalogue_version": store.version,
-            "catalogue_version_recorded": runs[0].catalogue_version is not None,
-            **facts,
-        },
+        provenance=provenance,
     )
 
 

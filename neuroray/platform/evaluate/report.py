@@ -14,6 +14,12 @@ import numpy as np
 from neuroray.platform.evaluate.evidence import Evaluation
 from neuroray.platform.evaluate.intervals import Estimate
 from neuroray.platform.evaluate.metrics import Metric, metric_table
+from neuroray.platform.evaluate.number_evidence import NumberEvaluation
+from neuroray.platform.evaluate.number_report import (
+    describe_number_evaluation,
+    render_number_page,
+    write_number_predictions,
+)
 from neuroray.platform.evaluate.page import describe_page
 from neuroray.platform.evaluate.templates import open_template
 
@@ -35,7 +41,9 @@ class Example:
     caption: str
 
 
-def write_report(evaluation: Evaluation, out: Path, *, example: Example | None = None) -> dict[str, Path]:
+def write_report(
+    evaluation: Evaluation | NumberEvaluation, out: Path, *, example: Example | None = None
+) -> dict[str, Path]:
     """Writes `predictions.csv`, `report.json` and `report.html`.
 
     Subject ids stand in `predictions.csv` alone; the other two may be handed on.
@@ -45,9 +53,14 @@ def write_report(evaluation: Evaluation, out: Path, *, example: Example | None =
     """
     out.mkdir(parents=True, exist_ok=True)
     paths = {name: out / name for name in ("predictions.csv", "report.json", "report.html")}
-    write_predictions(evaluation, paths["predictions.csv"])
-    paths["report.json"].write_text(json.dumps(describe_evaluation(evaluation), indent=2, allow_nan=False) + "\n")
-    paths["report.html"].write_text(render_page(evaluation, example=example))
+    if isinstance(evaluation, NumberEvaluation):
+        write_number_predictions(evaluation, paths["predictions.csv"])
+        described, page = describe_number_evaluation(evaluation), render_number_page(evaluation)
+    else:
+        write_predictions(evaluation, paths["predictions.csv"])
+        described, page = describe_evaluation(evaluation), render_page(evaluation, example=example)
+    paths["report.json"].write_text(json.dumps(described, indent=2, allow_nan=False) + "\n")
+    paths["report.html"].write_text(page)
     return paths
 
 
@@ -88,6 +101,10 @@ def describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
         "num_people": evaluation.num_people,
         "num_scans": len(evaluation.judged),
         "metrics": {name: _describe(table[name], found) for name, found in evaluation.metrics.items()},
+        "metrics_by_person": {
+            name: _describe(table[name], found) for name, found in evaluation.metrics_by_person.items()
+        }
+        or None,
         "confusion": {"rows": "true", "columns": "predicted", "counts": evaluation.confusion.astype(int).tolist()},
         "interval": {
             "level": 0.95,

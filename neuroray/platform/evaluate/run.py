@@ -117,19 +117,20 @@ def check_people(fold: RunFold, records: Mapping[str, ScanRecord]) -> None:
                 )
 
 
-def read_curves(fold: RunFold) -> dict[str, list[tuple[float, float]]]:
+def read_curves(fold: RunFold, *, score: str = "auc") -> dict[str, list[tuple[float, float]]]:
     """How it learned, as (epoch, value) points; none where nothing was logged.
 
-    They are `train_loss`, `val_loss`, `val_score` (AUC) and, of it, `kept`: the one point whose weights were exported.
+    They are `train_loss`, `val_loss`, `val_score` (the logged score of that name) and, of it, `kept`: the one point
+    whose weights were exported.
     """
     path = fold.path / _METRICS
     rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.is_file() else []
-    wanted = {"train_loss": ("train", "loss"), "val_loss": ("val", "loss"), "val_score": ("val", "auc")}
+    wanted = {"train_loss": ("train", "loss"), "val_loss": ("val", "loss"), "val_score": ("val", score)}
     curves = {name: _mean_by_epoch(rows, split, value) for name, (split, value) in wanted.items()}
     result = fold.path / _RESULT
     best_step = json.loads(result.read_text()).get("best_step") if result.is_file() else None
     kept = [row for row in rows if row.get("split") == "val" and row.get("step") == best_step]
-    return curves | {"kept": _mean_by_epoch(kept, "val", "auc")}
+    return curves | {"kept": _mean_by_epoch(kept, "val", score)}
 
 
 def _mean_by_epoch(rows: Sequence[Mapping[str, Any]], split: str, value: str) -> list[tuple[float, float]]:

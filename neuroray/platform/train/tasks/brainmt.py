@@ -23,8 +23,8 @@ from neuroray.platform.evaluate.metrics import classification_metrics, regressio
 from neuroray.platform.models.brainmt import BrainMT, BrainMTConfig
 from neuroray.platform.train.parallel import seeded
 from neuroray.platform.train.recipe import DataConfig, Recipe, RecipeError
-from neuroray.platform.train.runs import prepare_runs
 from neuroray.platform.train.task import Batch, Cohort, Outputs, Terms
+from neuroray.platform.train.window_cohort import prepare_window_cohort
 from neuroray.storage.checkpoint import save_weights
 from neuroray.storage.locations import Location
 from neuroray.storage.store import ScanStore
@@ -127,13 +127,15 @@ class BrainMTTask:
         """Chooses the people, and finds out what there is to learn of them.
 
         Raises:
-            RecipeError: see `prepare_runs`; or outputs of the model that are not as many as the targets need.
+            RecipeError: see `prepare_window_cohort`; or outputs of the model that are not as many as the targets need.
             ProfileError: scans that were not all prepared alike.
             SplitError: too few people.
         """
         recipe = self._recipe
         balanced = recipe.class_weights == "balanced"
-        cohort = prepare_runs(store, recipe, names=recipe.target_names, regress=recipe.regress, balanced=balanced)
+        cohort = prepare_window_cohort(
+            store, recipe, names=recipe.target_names, regress=recipe.regress, balanced=balanced
+        )
         needed = sum(target.num_outputs for target in cohort.targets)
         if recipe.model.num_outputs != needed:
             raise RecipeError(

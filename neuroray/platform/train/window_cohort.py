@@ -1,4 +1,4 @@
-"""The runs that a model of windows trains on: who has them, what is known of the people, what is wrong with them."""
+"""The cohort of a model of windows: who has time series, what is known of the people, what is odd about the scans."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 _SAME_TIME = 1.01
 
 
-def prepare_runs(
+def prepare_window_cohort(
     store: ScanStore, recipe: Recipe, *, names: Sequence[str], regress: Sequence[str], balanced: bool
 ) -> Cohort:
     """Chooses runs and people, and finds means, spreads and class weights on the training side.

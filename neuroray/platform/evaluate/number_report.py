@@ -1,0 +1,97 @@
+"""The evidence on a measure as files: the same three as for classes."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuroray.platform.evaluate.intervals import Estimate
+from neuroray.platform.evaluate.metrics import REGRESSION_METRICS
+from neuroray.platform.evaluate.number_evidence import NumberEvaluation
+from neuroray.platform.evaluate.number_page import describe_number_page
+from neuroray.platform.evaluate.templates import open_template
+
+FORMAT = 1
+
+_COLUMNS = ("fold", "scan_id", "subject", "family_id", "age_years", "sex", "site", "value", "predicted", "error")
+_FURTHER = ("spread", "num_windows", "profile", "profile_sha256")
+
+
+def write_number_predictions(evaluation: NumberEvaluation, path: Path) -> None:
+    """One row a held-out scan, sorted by fold and scan; numbers in the target's unit."""
+    facts = {fold.index: fold.facts for fold in evaluation.folds}
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*_COLUMNS, *_FURTHER])
+        for row in sorted(evaluation.judged, key=lambda row: (row.fold, row.scan_id)):
+            person = (row.fold, row.scan_id, row.subject, row.family_id or "", row.age_years, row.sex or "")
+            answer = (row.value, f"{row.predicted:.9g}", f"{row.predicted - row.value:.9g}")
+            spread = "" if row.spread is None else f"{row.spread:.9g}"
+            profile = (facts[row.fold].get("profile"), facts[row.fold].get("profile_sha256"))
+            writer.writerow([*person, row.site or "", *answer, spread, row.num_windows, *profile])
+
+
+def describe_number_evaluation(evaluation: NumberEvaluation) -> dict[str, Any]:
+    """What `report.json` holds: every number of the page, and where it came from; nobody's name."""
+    by_person = evaluation.metrics_by_person
+    return {
+        "format": FORMAT,
+        "model_name": evaluation.model_name,
+        "target": evaluation.target,
+        "unit": evaluation.unit,
+        "modality": evaluation.modality,
+        "classes": [],
+        "num_people": evaluation.num_people,
+        "num_scans": len(evaluation.judged),
+        "metrics": {name: _describe(name, found) for name, found in evaluation.metrics.items()},
+        "metrics_by_person": {name: _describe(name, found) for name, found in by_person.items()} or None,
+        "metrics_of_training_mean": {name: _number(value) for name, value in evaluation.guess.items()},
+        "interval": {
+            "level": 0.95,
+            "kind": "percentile bootstrap over families or people",
+            "num_resamples": len(evaluation.resamples),
+            "seed": evaluation.seed,
+        },
+        "folds": [
+            {
+                "fold": fold.index,
+                "counts": {side: dict(counts) for side, counts in fold.counts.items()},
+                "num_subjects": dict(fold.num_subjects),
+                "metrics": {name: _number(value) for name, value in fold.metrics.items()},
+                **fold.facts,
+            }
+            for fold in evaluation.folds
+        ],
+        "strata": [
+            {
+                "variable": row.variable,
+                "level": row.level,
+                "num_scans": row.counts[0],
+                "pearson_r": row.found.to_json() if row.found else None,
+            }
+            for row in evaluation.strata
+        ],
+        "warnings": list(evaluation.warnings),
+        "provenance": dict(evaluation.provenance),
+    }
+
+
+def render_number_page(evaluation: NumberEvaluation) -> str:
+    """The page as text."""
+    template = open_template("neuroray.platform.evaluate", "report.html.j2")
+    return template.render(page=describe_number_page(evaluation))
+
+
+def _describe(name: str, found: Estimate) -> dict[str, Any]:
+    metric = REGRESSION_METRICS[name]
+    described: dict[str, Any] = {**found.to_json(), "better": metric.better}
+    if metric.chance is not None:
+        described |= {"chance": metric.chance, "interval_against_chance": found.against(metric.chance)}
+    return described
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
