@@ -191,7 +191,8 @@ def test_windows_through_ray_are_the_same_bytes(runs: ScanStore, ray_session: An
     counts = {"plain": 23, "scaled": 17}
     config = WindowConfig(sampler="random", num_frames=6, per_scan=3)
     plan = Plan(items=choose_windows(tuple(counts), counts, config), config=PlanConfig(batch_size=4), num_epochs=2)
-    reader = open_reader(runs, with_statistics=False)
+    labels = {"plain": (0.0, 101.5), "scaled": (1.0, 99.0)}  # of two targets
+    reader = open_reader(runs, with_statistics=False, labels=labels)
     by_ray, direct = (list(batch_stream(plan, reader, feed=feed)) for feed in ("ray", "direct"))
     assert [step for step, _ in by_ray] == [step for step, _ in direct] == list(range(4))
     for (_, one), (_, other) in zip(by_ray, direct, strict=True):

@@ -55,7 +55,7 @@ def make_evaluation(*, classes=("control", "patient"), num_people=30, signal=1.5
             num_subjects=dict.fromkeys(counts, 10),
             curves=curves,
             metrics={name: found.value for name, found in metrics.items()},
-            facts={"weights_sha256": "ab" * 32},
+            facts={"weights_sha256": "ab" * 32, "profile": "native", "profile_sha256": "cd" * 32},
         )
         for index in range(num_folds)
     )
