@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.stats import binomtest
 from sklearn.metrics import roc_curve
 
@@ -294,7 +294,7 @@ def draw_errors(errors: Float[np.ndarray, " row"], what: str) -> Figure:
     axes.axvline(0, color=MUTED, lw=0.8, ls=(0, (4, 3)))
     axes.axvline(errors.mean(), color=INK, lw=1.2)
     axes.set(xlabel=f"Error of {what}", ylabel="Scans")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 

@@ -118,7 +118,8 @@ def _metric_rows(evaluation: NumberEvaluation) -> list[dict[str, Any]]:
     rows = []
     for name, metric in REGRESSION_METRICS.items():
         found = evaluation.metrics[name]
-        drawn = draw_range(found) if name in _SHARES and found.low >= 0 else dict.fromkeys(("value", "low", "high"))
+        is_drawn = name in _SHARES and found.low >= 0
+        drawn = draw_range(found) if is_drawn else {"value": None, "low": None, "high": None}
         rows.append(
             {
                 "label": metric.label,

@@ -273,12 +273,12 @@ def _sides(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 def describe_checks(evaluation: Evaluation | NumberEvaluation) -> list[str]:
     """What was made sure of."""
-    judged = evaluation.judged
-    cached = sum(row.from_cache for row in judged) if isinstance(evaluation, Evaluation) else 0
-    read = f"{cached} of {len(judged)} scans judged from cached features"
+    num_scans = len(evaluation.judged)
+    cached = 0 if isinstance(evaluation, NumberEvaluation) else sum(row.from_cache for row in evaluation.judged)
+    read = f"{cached} of {num_scans} scans judged from cached features"
     if cached == 0:
-        read = f"All {len(judged)} scans judged from their voxels"
-    elif cached < len(judged):
+        read = f"All {num_scans} scans judged from their voxels"
+    elif cached < num_scans:
         read = f"{read}; the others from their voxels"
     return [
         "No person and no family stands on two sides of a fold",
