@@ -11,11 +11,13 @@ import tyro
 
 from neuroray.jobs.cli import UsageError
 from neuroray.jobs.run_record import record_run
-from neuroray.platform.evaluate.loaded import load_slice_model
+from neuroray.platform.evaluate.loaded import load_model
 from neuroray.platform.evaluate.slice_model import SliceModel
 from neuroray.platform.evaluate.style import to_png
+from neuroray.platform.evaluate.window_model import WindowModel
 from neuroray.platform.explain.explanation import METHODS, check_map, explain
 from neuroray.platform.explain.figures import draw_checks, draw_profile
+from neuroray.platform.explain.integrated import Reference
 from neuroray.platform.explain.maps import Explanation
 from neuroray.platform.explain.overlay import BACKDROP, draw_overlay
 from neuroray.storage.nifti import read_scan, write_map
@@ -24,7 +26,7 @@ from neuroray.storage.profiles.agreement import read_model_profile, require_prof
 from neuroray.storage.scan import Scan, ScanError
 from neuroray.storage.store import ScanStore
 
-Method = Literal["attention", "attention_patch", "gradient_x_input", "occlusion"]
+Method = Literal["attention", "attention_patch", "gradient_x_input", "occlusion", "integrated_gradients"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +45,21 @@ class Args:
     subject: str | None = None
     """Whose scan to take from the store, or the id of a scan in it."""
 
-    method: Method = "attention"
-    """How: slice attention, slice times patch attention, gradient times input, or leaving slices out."""
+    method: Method | None = None
+    """How. Models of slices: slice attention (when not given), slice times patch attention, gradient times input, or
+    leaving slices out. Models of runs: Integrated Gradients."""
 
     target: str | None = None
-    """The class to explain; the likeliest when not given."""
+    """The class to explain, the likeliest when not given; of a model of runs a target or a class of one."""
+
+    reference: Reference = "mean_frame"
+    """Integrated Gradients: what a window is compared with."""
+
+    num_steps: int = 32
+    """Integrated Gradients: nodes on the way there."""
+
+    group: int = 0
+    """Models of runs: explain so many of the run's test people and average, in place of one scan."""
 
     out: str | None = None
     """Where map.nii.gz, the pictures, explain.json and run.json go; RUN/explain when not given.
@@ -69,30 +81,54 @@ class Args:
 
 
 def run(args: Args) -> dict[str, Any]:
-    """Explains the scan and writes the map and its pictures."""
+    """Explains the scan, or the group, and writes the maps and their pictures."""
     out = Path(args.out) if args.out else Path(args.run) / "explain"
     with record_run(out, job="explain", args=args, seed=args.seed) as record:
         _check_named(args)
-        model = load_slice_model(_find_model(Path(args.run)), device=args.device)
-        scan, transform = _find_scan(args, model)
-        view = model.encode(scan)
-        found = explain(model, scan, method=args.method, target=args.target, view=view)
-        described = {"model": _describe_model(model), **found.to_json()}
-        _write_pictures(out, scan, found)
-        if transform is not None:
-            native = lay_back(found.values, scan.affine, transform)
-            write_map(native.voxels, native, out / "map_native.nii.gz", overwrite=True)
-        if not args.skip_checks:
-            deletion, checks = check_map(model, scan, found, seed=args.seed, view=view)
-            described["checks"] = checks
-            correlations = checks["map_correlation_after_scrambling"]
-            (out / "checks.png").write_bytes(to_png(draw_checks(deletion, correlations, found.target)))
-        (out / "explain.json").write_text(json.dumps(described, indent=2, allow_nan=False) + "\n")
-        record.add(method=found.method, target=found.target)
-    return described | {"out": str(out), "text": _tell(found, described, out)}
+        model = load_model(_find_model(Path(args.run)), device=args.device)
+        if isinstance(model, WindowModel):
+            described = _explain_windows(args, model, out)
+        else:
+            described = _explain_slices(args, model, out)
+        kept = {name: value for name, value in described.items() if name != "text"}
+        (out / "explain.json").write_text(json.dumps(kept, indent=2, allow_nan=False) + "\n")
+        record.add(method=described["method"], target=described["target"])
+    return described | {"out": str(out)}
+
+
+def _explain_slices(args: Args, model: SliceModel, out: Path) -> dict[str, Any]:
+    if args.group or args.method == "integrated_gradients":
+        raise UsageError(
+            "this is a model of slices", given="--group" if args.group else args.method, expected=", ".join(METHODS)
+        )
+    scan, transform = _find_scan(args, model)
+    view = model.encode(scan)
+    found = explain(model, scan, method=args.method or "attention", target=args.target, view=view)
+    described = {"model": _describe_model(model), **found.to_json()}
+    _write_pictures(out, scan, found)
+    if transform is not None:
+        native = lay_back(found.values, scan.affine, transform)
+        write_map(native.voxels, native, out / "map_native.nii.gz", overwrite=True)
+    if not args.skip_checks:
+        deletion, checks = check_map(model, scan, found, seed=args.seed, view=view)
+        described["checks"] = checks
+        correlations = checks["map_correlation_after_scrambling"]
+        (out / "checks.png").write_bytes(to_png(draw_checks(deletion, correlations, found.target)))
+    return described | {"text": _tell(found, described, out)}
+
+
+def _explain_windows(args: Args, model: WindowModel, out: Path) -> dict[str, Any]:
+    from neuroray.jobs.explain_runs import explain_group, explain_one
+
+    if args.method not in (None, "integrated_gradients"):
+        raise UsageError("this is a model of runs", given=args.method, expected="integrated_gradients")
+    described = explain_group(args, model, out) if args.group else explain_one(args, model, out)
+    return {"model": _describe_model(model), **described}
 
 
 def _check_named(args: Args) -> None:
+    if args.group:
+        return
     if (args.scan is None) == (args.store is None):
         raise UsageError(
             "name one scan", given="both or neither", expected="--scan FILE, or --store STORE --subject ID"
@@ -135,7 +171,7 @@ def _write_pictures(out: Path, scan: Scan, found: Explanation) -> None:
     (out / "attention.png").write_bytes(to_png(draw_profile(found)))
 
 
-def _describe_model(model: SliceModel) -> dict[str, Any]:
+def _describe_model(model: SliceModel | WindowModel) -> dict[str, Any]:
     kept = ("model_name", "classes", "target", "modality", "encoder_sha256", "feature_fingerprint")
     profile = read_model_profile(model.card)
     described = {name: model.card[name] for name in kept if name in model.card}
