@@ -10,18 +10,16 @@ from neuroray.platform.models.brainmt import BrainMTConfig
 from neuroray.platform.train.recipe import DataConfig, LoopConfig, OptimConfig
 from neuroray.platform.train.tasks.brainmt import BrainMTRecipe
 
-_NUM_BINS = 5
-
 
 def smoke() -> BrainMTRecipe:
-    """A small model on windows of 32 frames of small runs: sex, in a minute or two on any machine."""
+    """A small model on windows of 32 frames of small runs: sex, of a dozen people or more, in a minute or two."""
     return BrainMTRecipe(
         name="brainmt:smoke",
         model=BrainMTConfig(
             grid_shape=(25, 30, 24), num_frames=32, width=16, mamba_depth=2, attention_depth=1, frames_at_once=16
         ),
         data=_windows("sex", 32),
-        split=SplitConfig(stratify_by="sex"),
+        split=SplitConfig(stratify_by="sex", num_parts=5),
         optim=OptimConfig(
             name="adamw", lr=1e-3, weight_decay=0.05, schedule="cosine", warmup_epochs=2.0, clip_norm=1.0
         ),
@@ -31,7 +29,7 @@ def smoke() -> BrainMTRecipe:
 
 def smoke_cognition() -> BrainMTRecipe:
     """The small model on cognition."""
-    return _regress_cognition(smoke(), "brainmt:smoke_cognition")
+    return _regress_cognition(smoke(), "brainmt:smoke_cognition", num_bins=2)
 
 
 def smoke_both() -> BrainMTRecipe:
@@ -144,14 +142,16 @@ def _with_frames(num_frames: int) -> BrainMTRecipe:
     return dataclasses.replace(recipe, data=_windows(recipe.data.target, num_frames))
 
 
-def _regress_cognition(recipe: BrainMTRecipe, name: str, *, select_by: str = "val_r") -> BrainMTRecipe:
+def _regress_cognition(
+    recipe: BrainMTRecipe, name: str, *, num_bins: int = 5, select_by: str = "val_r"
+) -> BrainMTRecipe:
     return dataclasses.replace(
         recipe,
         name=name,
         classify=(),
         regress=("cognition",),
         data=dataclasses.replace(recipe.data, target="cognition"),
-        split=SplitConfig(stratify_by="cognition", num_bins=_NUM_BINS),
+        split=dataclasses.replace(recipe.split, stratify_by="cognition", num_bins=num_bins),
         loop=dataclasses.replace(recipe.loop, select_by=select_by),
     )
 
