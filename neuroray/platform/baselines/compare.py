@@ -30,7 +30,7 @@ from neuroray.platform.baselines.series import CleaningConfig
 from neuroray.platform.baselines.swin4d import fit_swin4d
 from neuroray.platform.baselines.voxel_windows import RunWindows
 from neuroray.platform.data.splits import SIDES, Split
-from neuroray.platform.evaluate.intervals import NUM_RESAMPLES, Estimate, draw_resamples, estimate
+from neuroray.platform.evaluate.intervals import NUM_RESAMPLES, Estimate, bound_extreme, draw_resamples, estimate
 from neuroray.platform.evaluate.metrics import classification_metrics, regression_metrics
 from neuroray.storage.store import ScanStore
 
@@ -274,8 +274,18 @@ def _judge(
     groups = [question.groups[scan_id] for _, scan_id in rows]
     resamples = draw_resamples(groups, strata, seed=config.seed, num_resamples=config.num_resamples)
     weigh = {name: measure(question, centres, truths, told) for name, (_, told, _) in found.items()}
+    trials = _count_trials(question, truths, groups)
     answers = tuple(
-        Answers(name=name, label=label, is_model=is_model, predictions=told, metrics=estimate(weigh[name], resamples))
+        Answers(
+            name=name,
+            label=label,
+            is_model=is_model,
+            predictions=told,
+            metrics={
+                metric: bound_extreme(value, trials.get(metric, 0))
+                for metric, value in estimate(weigh[name], resamples).items()
+            },
+        )
         for name, (label, told, is_model) in found.items()
     )
     differences = [
@@ -293,6 +303,18 @@ def _judge(
         differences=tuple(differences),
         **facts,
     )
+
+
+def _count_trials(question: Question, truths: np.ndarray, groups: Sequence[str]) -> dict[str, int]:
+    """Independent people behind a rate, for the exact interval of one that is 0 or 1; as `neuroray evaluate` counts."""
+    if question.kind == "regression":
+        return {}
+    named = np.asarray(groups)
+    people = [len(set(named[truths == index])) for index in range(len(question.classes))]
+    trials = {"accuracy": len(set(groups)), "balanced_accuracy": min(people)}
+    if len(people) == 2:
+        trials |= {"auc": min(people), "specificity": people[0], "sensitivity": people[1]}
+    return trials
 
 
 def _subtract(

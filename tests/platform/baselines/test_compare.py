@@ -109,6 +109,19 @@ def test_a_model_that_says_what_a_baseline_says_does_not_differ_from_it(planted,
     assert "Model minus baseline" in render_markdown(both)
 
 
+def test_a_model_without_an_error_has_an_exact_interval_and_not_none(planted):
+    question = ask(planted, "sex", SPLIT)
+    truth = {
+        (fold, scan_id): (1 - question.values[scan_id], question.values[scan_id])
+        for fold, split in question.folds
+        for scan_id in split.test
+    }
+    auc = _metric(compare(question, planted, CONFIG, names=["mean"], model=truth), "model", "auc")
+    assert (auc.value, auc.high, auc.kind) == (1.0, 1.0, "exact")
+    # Clopper and Pearson for 30 disjoint pairs, all in the right order: 0.025 ** (1 / 30).
+    assert auc.low == pytest.approx(0.025 ** (1 / 30))
+
+
 def test_a_model_judged_on_others_is_refused(planted, sexes):
     model = _model_of(sexes, "logistic")
     model.pop(next(iter(model)))
