@@ -50,7 +50,7 @@ class Args:
     rounds: int = 9
     """Each contestant runs once in every round."""
 
-    copies: int = 6
+    copies: int = 20
     """T1 and BOLD files for the comparison of one worker with two: so many of each."""
 
     without_workers: bool = False

@@ -79,9 +79,9 @@ def judge(findings: Findings, window_case: str, full_case: str) -> list[Target]:
                 at_most=True,
             ),
             _judge(
-                "memory beside it, second half over first",
-                memory.second_half_bytes / max(1, memory.first_half_bytes),
-                1.1,
+                "memory beside it: growth from the first half to the second, in windows",
+                (memory.second_half_bytes - memory.first_half_bytes) * memory.num_windows / memory.passed_bytes,
+                0.25,
                 at_most=True,
             ),
         ]
