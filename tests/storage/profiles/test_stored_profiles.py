@@ -14,7 +14,7 @@ from deltalake import DeltaTable, Field
 
 from neuroray.storage import store as store_module
 from neuroray.storage.catalogue import digest_record
-from neuroray.storage.group import GroupContent
+from neuroray.storage.group import GroupContent, Packing
 from neuroray.storage.profiles import NativeGrid, Prepared, TemplateTransform, find_profile, prepare
 from neuroray.storage.profiles.profile import NATIVE_SHA256
 from neuroray.storage.records import SCAN_COLUMNS, ScanRecord
@@ -88,8 +88,8 @@ def make_old_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ScanStore:
     return ScanStore(scans.uri)
 
 
-def encode_as_before(prepared: Prepared) -> GroupContent:
-    content = encode_scan(prepared)
+def encode_as_before(prepared: Prepared, packing: Packing) -> GroupContent:
+    content = encode_scan(prepared, packing)
     attributes = content._metadata["zarr.json"]["attributes"]
     for name in ("profile", "statistics", "to_template", "ome"):
         del attributes[name]
