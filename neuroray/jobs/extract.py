@@ -90,13 +90,21 @@ def _extract(args: Args) -> dict[str, Any]:
 def _choose_model(args: Args) -> tuple[SliceModelConfig, str]:
     recipe: Any = load_recipe(args.recipe)
     modality = args.modality or recipe.data.modality
+    if not hasattr(recipe.model, "slices"):
+        raise ConfigError(
+            "only models of slices have features to extract",
+            given=args.recipe,
+            expected="a recipe of a model that looks at slices, as dinoatten3d:smoke",
+            fix=f"train it at once: neuroray train {args.recipe} STORE",
+        )
     if args.model is None:
         return recipe.model, modality
     try:
         card = json.loads(Path(args.model).read_text())
     except (OSError, ValueError) as error:
         raise ConfigError("the model's config.json cannot be read", given=f"{args.model}: {error}") from error
-    return MODELS[recipe.model_name].from_json(card.get("model", card)), modality
+    config: Any = MODELS[recipe.model_name].from_json(card.get("model", card))
+    return config, modality
 
 
 def _tell(store: str, modality: str, done: Extraction) -> str:

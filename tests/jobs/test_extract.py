@@ -53,3 +53,8 @@ def test_a_model_file_that_cannot_be_read_is_wrong_use(store: ScanStore, tmp_pat
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
         run(Args(store=store.uri, recipe="dinoatten3d:smoke", model=str(tmp_path / "bad.json")))
+
+
+def test_a_model_of_whole_runs_has_no_features_to_extract(store: ScanStore) -> None:
+    with pytest.raises(ConfigError, match=r"only models of slices.*neuroray train brainmt:smoke"):
+        run(Args(store=store.uri, recipe="brainmt:smoke"))
