@@ -61,11 +61,7 @@ def load_slice_model(folder: Location | str | PathLike[str], *, device: str = "c
         EvaluationError: a model that has none, besides what `load_model` raises.
         StoreError: as `load_model`.
     """
-    model = load_model(folder, device=device)
-    if not isinstance(model, SliceModel):
-        given = f"{model.card['model_name']}, a model of windows"
-        raise EvaluationError("this is done with models of slices", given=given, expected="e.g. dinoatten3d")
-    return model
+    return _require(load_model(folder, device=device), SliceModel, "slices", others="windows", example="dinoatten3d")
 
 
 def load_window_model(folder: Location | str | PathLike[str], *, device: str = "cpu") -> WindowModel:
@@ -75,8 +71,11 @@ def load_window_model(folder: Location | str | PathLike[str], *, device: str = "
         EvaluationError: a model that has none, besides what `load_model` raises.
         StoreError: as `load_model`.
     """
-    model = load_model(folder, device=device)
-    if not isinstance(model, WindowModel):
-        given = f"{model.card['model_name']}, a model of slices"
-        raise EvaluationError("this is done with models of windows", given=given, expected="e.g. brainmt")
+    return _require(load_model(folder, device=device), WindowModel, "windows", others="slices", example="brainmt")
+
+
+def _require[M](model: LoadedModel, kind: type[M], what: str, *, others: str, example: str) -> M:
+    if not isinstance(model, kind):
+        given = f"{model.card['model_name']}, a model of {others}"
+        raise EvaluationError(f"this is done with models of {what}", given=given, expected=f"e.g. {example}")
     return model

@@ -6,15 +6,17 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from neuroray.platform.evaluate.intervals import Estimate
 from neuroray.platform.evaluate.metrics import REGRESSION_METRICS
 from neuroray.platform.evaluate.number_evidence import NumberEvaluation
 from neuroray.platform.evaluate.number_page import describe_number_page
+from neuroray.platform.evaluate.report_parts import (
+    FORMAT,
+    describe_folds,
+    describe_interval,
+    describe_metrics,
+    finite_or_none,
+)
 from neuroray.platform.evaluate.templates import open_template
-
-FORMAT = 1
 
 _COLUMNS = ("fold", "scan_id", "subject", "family_id", "age_years", "sex", "site", "value", "predicted", "error")
 _FURTHER = ("spread", "num_windows", "profile", "profile_sha256")
@@ -36,7 +38,6 @@ def write_number_predictions(evaluation: NumberEvaluation, path: Path) -> None:
 
 def describe_number_evaluation(evaluation: NumberEvaluation) -> dict[str, Any]:
     """What `report.json` holds: every number of the page, and where it came from; nobody's name."""
-    by_person = evaluation.metrics_by_person
     return {
         "format": FORMAT,
         "model_name": evaluation.model_name,
@@ -46,25 +47,15 @@ def describe_number_evaluation(evaluation: NumberEvaluation) -> dict[str, Any]:
         "classes": [],
         "num_people": evaluation.num_people,
         "num_scans": len(evaluation.judged),
-        "metrics": {name: _describe(name, found) for name, found in evaluation.metrics.items()},
-        "metrics_by_person": {name: _describe(name, found) for name, found in by_person.items()} or None,
-        "metrics_of_training_mean": {name: _number(value) for name, value in evaluation.guess.items()},
-        "interval": {
-            "level": 0.95,
-            "kind": "percentile bootstrap over families or people",
-            "num_resamples": len(evaluation.resamples),
-            "seed": evaluation.seed,
-        },
-        "folds": [
-            {
-                "fold": fold.index,
-                "counts": {side: dict(counts) for side, counts in fold.counts.items()},
-                "num_subjects": dict(fold.num_subjects),
-                "metrics": {name: _number(value) for name, value in fold.metrics.items()},
-                **fold.facts,
-            }
-            for fold in evaluation.folds
-        ],
+        "metrics": describe_metrics(REGRESSION_METRICS, evaluation.metrics),
+        "metrics_by_person": describe_metrics(REGRESSION_METRICS, evaluation.metrics_by_person) or None,
+        "metrics_of_training_mean": {name: finite_or_none(value) for name, value in evaluation.guess.items()},
+        "interval": describe_interval(
+            "percentile bootstrap over families or people",
+            num_resamples=len(evaluation.resamples),
+            seed=evaluation.seed,
+        ),
+        "folds": describe_folds(evaluation.folds),
         "strata": [
             {
                 "variable": row.variable,
@@ -83,15 +74,3 @@ def render_number_page(evaluation: NumberEvaluation) -> str:
     """The page as text."""
     template = open_template("neuroray.platform.evaluate", "report.html.j2")
     return template.render(page=describe_number_page(evaluation))
-
-
-def _describe(name: str, found: Estimate) -> dict[str, Any]:
-    metric = REGRESSION_METRICS[name]
-    described: dict[str, Any] = {**found.to_json(), "better": metric.better}
-    if metric.chance is not None:
-        described |= {"chance": metric.chance, "interval_against_chance": found.against(metric.chance)}
-    return described
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

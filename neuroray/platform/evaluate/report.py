@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from neuroray.platform.evaluate.evidence import Evaluation
-from neuroray.platform.evaluate.intervals import Estimate
-from neuroray.platform.evaluate.metrics import Metric, metric_table
+from neuroray.platform.evaluate.metrics import metric_table
 from neuroray.platform.evaluate.number_evidence import NumberEvaluation
 from neuroray.platform.evaluate.number_report import (
     describe_number_evaluation,
@@ -21,9 +20,14 @@ from neuroray.platform.evaluate.number_report import (
     write_number_predictions,
 )
 from neuroray.platform.evaluate.page import describe_page
+from neuroray.platform.evaluate.report_parts import (
+    FORMAT,
+    describe_folds,
+    describe_interval,
+    describe_metrics,
+    finite_or_none,
+)
 from neuroray.platform.evaluate.templates import open_template
-
-FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,28 +104,15 @@ def describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
         "positive_class": evaluation.positive,
         "num_people": evaluation.num_people,
         "num_scans": len(evaluation.judged),
-        "metrics": {name: _describe(table[name], found) for name, found in evaluation.metrics.items()},
-        "metrics_by_person": {
-            name: _describe(table[name], found) for name, found in evaluation.metrics_by_person.items()
-        }
-        or None,
+        "metrics": describe_metrics(table, evaluation.metrics),
+        "metrics_by_person": describe_metrics(table, evaluation.metrics_by_person) or None,
         "confusion": {"rows": "true", "columns": "predicted", "counts": evaluation.confusion.astype(int).tolist()},
-        "interval": {
-            "level": 0.95,
-            "kind": "percentile bootstrap over families or people, within classes",
-            "num_resamples": len(evaluation.resamples),
-            "seed": evaluation.seed,
-        },
-        "folds": [
-            {
-                "fold": fold.index,
-                "counts": {side: dict(counts) for side, counts in fold.counts.items()},
-                "num_subjects": dict(fold.num_subjects),
-                "metrics": {name: _number(value) for name, value in fold.metrics.items()},
-                **fold.facts,
-            }
-            for fold in evaluation.folds
-        ],
+        "interval": describe_interval(
+            "percentile bootstrap over families or people, within classes",
+            num_resamples=len(evaluation.resamples),
+            seed=evaluation.seed,
+        ),
+        "folds": describe_folds(evaluation.folds),
         "strata": [
             {
                 "variable": row.variable,
@@ -144,19 +135,12 @@ def render_page(evaluation: Evaluation, *, example: Example | None = None) -> st
     return template.render(page=describe_page(evaluation, picture))
 
 
-def _describe(metric: Metric, found: Estimate) -> dict[str, Any]:
-    described: dict[str, Any] = {**found.to_json(), "better": metric.better}
-    if metric.chance is not None:
-        described |= {"chance": metric.chance, "interval_against_chance": found.against(metric.chance)}
-    return described
-
-
 def _describe_attention(evaluation: Evaluation) -> Mapping[str, Any] | None:
     profile = evaluation.attention
     if profile is None:
         return None
     by_class = {
-        name: [_number(value) for value in profile.mean(index)]
+        name: [finite_or_none(value) for value in profile.mean(index)]
         for index, name in enumerate(evaluation.classes)
         if (profile.labels == index).any()
     }
@@ -170,7 +154,3 @@ def _describe_attention(evaluation: Evaluation) -> Mapping[str, Any] | None:
             "num_slices_mean": float(profile.num_slices.mean()),
         },
     }
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
