@@ -34,6 +34,12 @@ def tell_interval(found: Estimate) -> str:
     return f"{tell_number(found.low)} to {tell_number(found.high)}" if np.isfinite(found.low) else "no interval"
 
 
+def tell_standing(found: Estimate, chance: float) -> str:
+    """How an interval stands to what guessing reaches."""
+    verdict = {"above": "better than guessing", "below": "worse than guessing", "includes": "guessing is not excluded"}
+    return verdict[found.against(chance)]
+
+
 def tell_headline(evaluation: Evaluation) -> str:
     """The one sentence that a reader takes away."""
     auc = evaluation.metrics["auc"]
@@ -50,8 +56,7 @@ def tell_headline(evaluation: Evaluation) -> str:
 def tell_roc(evaluation: Evaluation) -> str:
     """On the ROC curve."""
     auc = evaluation.metrics["auc"]
-    verdict = {"above": "better than guessing", "below": "worse than guessing", "includes": "guessing is not excluded"}
-    return f"AUC {tell_number(auc.value)} ({tell_interval(auc)}): {verdict[auc.against(0.5)]}"
+    return f"AUC {tell_number(auc.value)} ({tell_interval(auc)}): {tell_standing(auc, 0.5)}"
 
 
 def tell_confusion(evaluation: Evaluation) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from neuroray.platform.evaluate.findings import tell_interval, tell_number
+from neuroray.platform.evaluate.findings import tell_interval, tell_number, tell_standing
 from neuroray.platform.evaluate.number_evidence import NumberEvaluation
 
 # Below this many people an interval of a correlation is wider than half of what it can be.
@@ -26,8 +26,7 @@ def tell_number_headline(evaluation: NumberEvaluation) -> str:
 def tell_agreement(evaluation: NumberEvaluation) -> str:
     """On said against true values."""
     found = evaluation.metrics["pearson_r"]
-    verdict = {"above": "better than guessing", "below": "worse than guessing", "includes": "guessing is not excluded"}
-    return f"Correlation {tell_number(found.value)} ({tell_interval(found)}): {verdict[found.against(0.0)]}"
+    return f"Correlation {tell_number(found.value)} ({tell_interval(found)}): {tell_standing(found, 0.0)}"
 
 
 def tell_errors(evaluation: NumberEvaluation) -> str:
