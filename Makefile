@@ -63,6 +63,7 @@ bench: $(if $(PYTHON),,$(STAMP))
 	@$(if $(PYTHON),$(PYTHON),$(BIN)/python) -m neuroray.kernels.benchmark $(BENCH)
 
 bench-data: $(STAMP)
+	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev,bench]'
 	@$(BIN)/python -m neuroray.platform.data.benchmark $(BENCH); missed=$$?; \
 	$(BIN)/python -m neuroray.jobs.benchmark_ingest --out docs/benchmarks/ingest.md $(BENCH_INGEST) && exit $$missed
 

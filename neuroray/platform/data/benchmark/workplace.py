@@ -206,7 +206,7 @@ def _list_zarr_readers(place: Workplace, num_frames: int, files: tuple[Path, ...
 
 def _read_tensorstore(folder: Path, num_frames: int) -> Callable[[int], Tensor]:
     def read(start: int) -> Tensor:
-        import tensorstore  # pyright: ignore[reportMissingImports]: a peer, installed by hand
+        import tensorstore  # pyright: ignore[reportMissingImports]: a peer, of the bench extra
 
         opened = tensorstore.open({"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder)}}).result()
         return torch.from_numpy(opened[start : start + num_frames].read().result())
