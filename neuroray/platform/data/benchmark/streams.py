@@ -19,7 +19,8 @@ from neuroray.platform.data.plan import Plan, PlanConfig, plan_reads
 from neuroray.platform.data.readers import read_step
 from neuroray.platform.data.windows import WindowConfig, choose_windows
 
-WARM_UP_STEPS = 4
+# Until Ray has written once to all of the memory that it will use: the first write of a page costs more than a copy.
+WARM_UP_STEPS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
