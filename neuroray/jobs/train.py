@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from neuroray.jobs.cli import UsageError, parse_args
+from neuroray.jobs.dry_run import forecast_recipe
 from neuroray.jobs.logs import progress
 from neuroray.jobs.ray_session import ensure_ray
 from neuroray.jobs.recipes import list_recipes, load_recipe
@@ -33,10 +34,10 @@ from neuroray.storage.store import ScanStore
 class Args:
     """What a training takes besides its recipe."""
 
-    store: str
-    """The store: a folder or s3://bucket/prefix."""
+    store: str = ""
+    """The store: a folder or s3://bucket/prefix. A dry run without one takes the recipe's own grid and frames."""
 
-    out: str
+    out: str = ""
     """The run folder. The same one again continues the run, and refuses another recipe."""
 
     workers: int | None = None
@@ -52,7 +53,13 @@ class Args:
     """First compute the slice features that are missing."""
 
     dry_run: bool = False
-    """Check everything and tell what would be done."""
+    """Check everything, tell what would be done and what memory and work it would take; 1 where it would not fit."""
+
+    gpu: str | None = None
+    """With a dry run: the GPU to hold it against, such as h200; what the recipe would run on here when not given."""
+
+    device_memory_gb: float | None = None
+    """With a dry run: the memory of each rank to hold it against, in 10^9 bytes."""
 
     json: bool = False
     """Answer as JSON."""
@@ -75,11 +82,16 @@ def run(args: Args, recipe: Recipe) -> dict[str, Any]:
     if args.workers is not None:
         scaling = dataclasses.replace(recipe.scaling, num_workers=args.workers)
         recipe = dataclasses.replace(recipe, scaling=scaling)
+    _require_places(args)
+    if args.dry_run and not args.store:
+        return _forecast(args, recipe, None)
     if args.extract and not args.dry_run:
         _extract(args, recipe)
     runs = [prepare_run(fold, store=args.store, folder=folder) for folder, fold in _variants(args, recipe)]
     if args.dry_run:
-        return {"text": "\n".join(map(_tell_plan, runs)), "plans": [_plan(run) for run in runs]}
+        told = _forecast(args, recipe, runs[0])
+        text = "\n".join([*map(_tell_plan, runs), "", told["text"]])
+        return told | {"text": text, "plans": [_plan(run) for run in runs]}
     num_workers = recipe.scaling.worker_range[1]
     with contextlib.ExitStack() as stack:
         if num_workers > 0 or recipe.data.feed == "ray":
@@ -90,6 +102,17 @@ def run(args: Args, recipe: Recipe) -> dict[str, Any]:
         return results[0].to_json() | {"text": text}
     name = "seeds" if args.seeds else "folds"
     return {"run": Location(args.out).uri, name: [result.to_json() for result in results], "text": text}
+
+
+def _require_places(args: Args) -> None:
+    if args.store and not args.out:
+        raise UsageError("a run needs its folder", expected="--out RUN")
+    if not args.store and not args.dry_run:
+        raise UsageError("a training needs a store", expected="--store STORE --out RUN")
+
+
+def _forecast(args: Args, recipe: Recipe, run: Run | None) -> dict[str, Any]:
+    return forecast_recipe(recipe, run, gpu=args.gpu, memory_gb=args.device_memory_gb)
 
 
 def _parse(recipe: Recipe, argv: Sequence[str]) -> tuple[Args, Recipe]:
