@@ -18,7 +18,7 @@ BENCH_INGEST ?=
 export RAY_USAGE_STATS_ENABLED := 0
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 
-.PHONY: help demo test test-gpu test-s3 check bench bench-data constraints readme clean
+.PHONY: help demo test test-gpu test-s3 check bench bench-data bench-brainmt constraints readme clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make test-s3  the tests of object storage on OpenStack Swift, which it installs; NEURORAY_TEST_BUCKET=s3://bucket/prefix: there"
 	@echo "make bench   kernels against their peers on this machine, into docs/benchmarks (BENCH=options)"
 	@echo "make bench-data  windows, streams and ingest against their peers on this machine, into docs/benchmarks (BENCH=options)"
+	@echo "make bench-brainmt  memory and time of BrainMT's steps against frames and against other ways, into docs/benchmarks (BENCH=options)"
 	@echo "make check   formatting, lint, types, layers"
 	@echo "make clean   remove the environment and caches"
 
@@ -66,6 +67,9 @@ bench-data: $(STAMP)
 	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev,bench]'
 	@$(BIN)/python -m neuroray.platform.data.benchmark $(BENCH); missed=$$?; \
 	$(BIN)/python -m neuroray.jobs.benchmark_ingest --out docs/benchmarks/ingest.md $(BENCH_INGEST) && exit $$missed
+
+bench-brainmt: $(if $(PYTHON),,$(STAMP))
+	@$(if $(PYTHON),$(PYTHON),$(BIN)/python) -m neuroray.platform.models.brainmt.benchmark $(BENCH)
 
 check: $(STAMP)
 	@$(BIN)/ruff check .

@@ -9,6 +9,10 @@ from neuroray.platform.train.forecast import USABLE, Forecast, Windows, forecast
 from neuroray.platform.train.loop import Run
 from neuroray.platform.train.recipe import Recipe
 
+_HEAP = (
+    "(glibc's heap can keep as much again; MALLOC_MMAP_THRESHOLD_=65536 in the environment makes it give memory back)"
+)
+
 
 def forecast_recipe(
     recipe: Recipe, run: Run | None, *, gpu: str | None = None, memory_gb: float | None = None
@@ -90,7 +94,8 @@ def _tell_verdict(found: Forecast) -> str:
     share = f"{_gb(memory)} of {name}, of which {USABLE:.0%} count as usable"
     if found.fits is None:
         return f"what is known would fit into {share}"
-    return f"fits into {share}" if found.fits else f"DOES NOT FIT into {share}"
+    verdict = f"fits into {share}" if found.fits else f"DOES NOT FIT into {share}"
+    return verdict if found.device.is_gpu else f"{verdict}\n{_HEAP}"
 
 
 def _gb(size: int) -> str:

@@ -124,11 +124,11 @@ def test_the_predicted_peak_is_what_torch_allocates(
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's highest mark")
 def test_the_predicted_peak_is_what_a_process_takes():
-    config = BrainMTConfig(**{**SMALL, "grid_shape": (64, 72, 64), "num_frames": 120})
-    size = StepSize(num_frames=120, grid_shape=(64, 72, 64))
+    config = BrainMTConfig(**{**SMALL, "grid_shape": (48, 56, 48)})
+    size = StepSize(num_frames=60, grid_shape=(48, 56, 48))
     predicted = max(moment.total + 4 * moment.num_gradients for moment in list_moments(config, size))
-    # Above: pages that the allocator of C keeps. Below: gradients of weights that find room among these.
-    assert measure_resident(config, size) == pytest.approx(predicted, rel=0.2)
+    # What 12 % are for above, and pages of small tensors and libraries; 4 % were seen.
+    assert measure_resident(config, size) == pytest.approx(predicted, rel=0.15)
 
 
 def test_memory_grows_with_a_straight_line_of_frames():

@@ -1,0 +1,159 @@
+"""Training steps timed in turns: each contestant once a round, ratios round by round."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from neuroray.kernels.benchmark.machine import wait
+from neuroray.platform.models.brainmt.benchmark.peers import Contestant, list_contestants
+from neuroray.platform.models.brainmt.config import BrainMTConfig
+from neuroray.platform.models.brainmt.model import BrainMT
+
+LONGEST_QUADRATIC = 300
+"""Tokens; at 257 and full width a step of transformers' loop takes a minute or two on two cores."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCase:
+    """A model and the windows of a step.
+
+    Attributes:
+        name: As the report names it.
+        longest_quadratic: Tokens above which transformers' loop is left out.
+    """
+
+    name: str
+    config: BrainMTConfig
+    num_frames: int
+    bf16: bool = False
+    longest_quadratic: int = LONGEST_QUADRATIC
+
+    @property
+    def label(self) -> str:
+        """With its sizes."""
+        grid = "x".join(map(str, self.config.grid_shape))
+        tokens, dtype = self.config.num_tokens(self.num_frames), "bfloat16" if self.bf16 else "float32"
+        return f"{self.name}: grid {grid}, T={self.num_frames}, L={tokens}, width {self.config.width}, {dtype}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRow:
+    """One contestant; None: not measured, and `remark` says why.
+
+    Attributes:
+        ratio: Its time over ours, median over the rounds that both took part in.
+        output_error: Of its answer against ours in evaluation, relative.
+    """
+
+    case: str
+    name: str
+    median_s: float | None = None
+    p20_s: float | None = None
+    p80_s: float | None = None
+    rounds: int = 0
+    ratio: float | None = None
+    output_error: float | None = None
+    remark: str = ""
+
+
+@dataclass(slots=True)
+class _Entry:
+    contestant: Contestant
+    model: nn.Module | None = None
+    failure: str | None = None
+    output_error: float | None = None
+    seconds: list[float] = field(default_factory=list)
+
+
+def run_step(model: nn.Module, voxels: Tensor, *, bf16: bool) -> None:
+    """Forward and backward, as training does them; the optimiser is not among it."""
+    with torch.autocast(voxels.device.type, torch.bfloat16, enabled=bf16):
+        outputs = model(voxels).outputs
+    outputs.float().square().sum().backward()
+    model.zero_grad(set_to_none=True)
+
+
+def compare_steps(case: StepCase, device: torch.device, rounds: int) -> list[StepRow]:
+    """All contestants' rows, ours first; one that answers wrongly is not timed."""
+    torch.manual_seed(0)
+    ours = _spread_out(case.config.build()).to(device)
+    voxels = torch.randn(1, case.num_frames, *case.config.grid_shape, device=device)
+    exact = _answer(ours, voxels)
+    tokens = case.config.num_tokens(case.num_frames)
+    listed = list_contestants(device, num_tokens=tokens, longest_quadratic=case.longest_quadratic)
+    entries = [_Entry(one, failure=one.obstacle) for one in listed]
+    for entry in entries:
+        if entry.failure is None:
+            _prepare(entry, case, ours.state_dict(), voxels, exact)
+    ready = [entry for entry in entries if entry.failure is None]
+    for turn in range(rounds):
+        for entry in ready[turn % len(ready) :] + ready[: turn % len(ready)]:
+            if turn < (entry.contestant.most_rounds or rounds):
+                entry.seconds.append(_time(entry, voxels, bf16=case.bf16))
+    return [_make_row(case, entry, entries[0]) for entry in entries]
+
+
+def _spread_out(model: BrainMT) -> BrainMT:
+    """Weights that pass numbers on at about their size: of fresh ones, a scan that is wrong would hardly be seen."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+    return model
+
+
+def _prepare(entry: _Entry, case: StepCase, weights: dict[str, Tensor], voxels: Tensor, exact: Tensor) -> None:
+    """Builds it with our weights, holds its answer against ours, and runs one step to warm up."""
+    try:
+        model = case.config.build().to(voxels.device)
+        model.load_state_dict(weights)
+        entry.model = entry.contestant.change(model)
+        is_released = entry.contestant.name.startswith("released")
+        with entry.contestant.context():
+            found = _answer(entry.model, voxels)
+        entry.output_error = float((found - exact).norm() / exact.norm())
+        if entry.output_error > 1e-2 and not is_released:  # the release scans one way: it answers otherwise
+            entry.failure = f"wrong answers: {entry.output_error:.1e}"
+            return
+        _time(entry, voxels, bf16=case.bf16)
+    except Exception as error:
+        # A row that says so.
+        entry.failure = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+@torch.no_grad()
+def _answer(model: nn.Module, voxels: Tensor) -> Tensor:
+    found = model.eval()(voxels).outputs
+    model.train()
+    return found
+
+
+def _time(entry: _Entry, voxels: Tensor, *, bf16: bool) -> float:
+    assert entry.model is not None
+    wait(voxels.device)
+    start = time.perf_counter()
+    with entry.contestant.context():
+        run_step(entry.model, voxels, bf16=bf16)
+    wait(voxels.device)
+    return time.perf_counter() - start
+
+
+def _make_row(case: StepCase, entry: _Entry, ours: _Entry) -> StepRow:
+    row = StepRow(case=case.label, name=entry.contestant.name, output_error=entry.output_error)
+    if entry.failure is not None or not entry.seconds:
+        return dataclasses.replace(row, remark=f"left out: {entry.failure}")
+    times = torch.tensor(entry.seconds, dtype=torch.float64)
+    return dataclasses.replace(
+        row,
+        median_s=statistics.median(entry.seconds),
+        p20_s=float(times.quantile(0.2)),
+        p80_s=float(times.quantile(0.8)),
+        rounds=len(entry.seconds),
+        ratio=statistics.median(a / b for a, b in zip(entry.seconds, ours.seconds, strict=False)),
+        remark=entry.contestant.remark,
+    )
