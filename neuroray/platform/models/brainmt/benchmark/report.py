@@ -72,8 +72,8 @@ def _format(name: str, findings: Findings) -> list[str]:
 _STEP_METHOD = """\
 A step is forward and backward of one window, without the optimiser. Each contestant has our weights; its tokens after
 the last layer are held against ours first (error, relative), then it is warmed up by one step. Every round runs each
-once, another one first each time; the ratio is that of a round's two times, its median over the rounds, above 1 where ours is
-quicker."""
+once, another one first each time; the ratio is that of a round's two times, its median over the rounds, above 1 where
+ours is quicker."""
 
 _SCALING_METHOD = """\
 Each number of frames in a fresh process. Peak memory is what the first step of that size adds to model and input: on a
