@@ -113,7 +113,8 @@ def _profile(run: Callable[[], None], device: torch.device) -> dict[str, float]:
     with profile(activities=activities) as profiler:
         run()
         wait(device)
-    by_part: dict[str, float] = {part: 0.0 for part in (*PARTS, REST)}
+    names: tuple[str, ...] = (*PARTS, REST)
+    by_part = dict.fromkeys(names, 0.0)
     for event in profiler.key_averages():
         taken = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         by_part[find_part(event.key)] += taken / 1e6
