@@ -149,5 +149,8 @@ def _tell(evaluation: Evaluation | NumberEvaluation, paths: dict[str, Path]) -> 
     for name in told:
         found = evaluation.metrics[name]
         lines.append(f"  {name:<20}{tell_number(found.value)}  ({tell_interval(found)})")
+    if isinstance(evaluation, NumberEvaluation):
+        unit = f" {evaluation.unit}" if evaluation.unit else ""
+        lines.append(f"  {evaluation.coverage.tell(unit) if evaluation.coverage else evaluation.no_interval}")
     lines += [f"  note: {warning}" for warning in evaluation.warnings]
     return "\n".join([*lines, f"written to {paths['report.html']}"])

@@ -17,6 +17,9 @@ from neuroray.serve.prediction import ModelCard, TargetCard
 from neuroray.serve.predictor import Predictor, load_predictor
 from neuroray.storage.nifti import read_scan
 
+# Columns of a measure beside its value.
+_PARTS = ("low", "high", "level", "spread")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Args:
@@ -79,7 +82,7 @@ def _write_table(path: Path, rows: list[dict[str, Any]], card: ModelCard) -> Non
 def _columns(target: TargetCard, *, is_main: bool) -> list[str]:
     """Of the main target's classes plain names, as there always were."""
     if target.kind == "number":
-        return [target.name, f"{target.name}_spread"]
+        return [target.name, *(f"{target.name}_{part}" for part in _PARTS)]
     lead = "" if is_main else f"{target.name}_"
     return [f"{lead}label", *(f"{lead}probability_{name}" for name in target.classes)]
 
@@ -88,7 +91,9 @@ def _values(target: TargetCard, answer: dict[str, Any] | None) -> list[Any]:
     if answer is None:
         return [""] * len(_columns(target, is_main=True))
     if target.kind == "number":
-        return [answer["value"], "" if answer["spread"] is None else answer["spread"]]
+        interval = answer["interval"] or {}
+        found = [interval.get(part) for part in _PARTS[:3]] + [answer["spread"]]
+        return [answer["value"], *("" if value is None else value for value in found)]
     return [answer["label"], *(answer["probabilities"][name] for name in target.classes)]
 
 
@@ -108,4 +113,14 @@ def _tell_target(answer: dict[str, Any]) -> str:
         return f"{answer['label']} (probability {answer['probabilities'][answer['label']]:.3f})"
     spread = "" if answer["spread"] is None else f", \N{PLUS-MINUS SIGN} {answer['spread']:.3g} over windows"
     unit = f" {answer['unit']}" if answer["unit"] else ""
-    return f"{answer['name']} {answer['value']:.4g}{unit}{spread}"
+    return f"{answer['name']} {answer['value']:.4g}{unit} ({_tell_interval(answer)}){spread}"
+
+
+def _tell_interval(answer: dict[str, Any]) -> str:
+    found = answer["interval"]
+    if found is None:
+        return answer["no_interval"]
+    return (
+        f"{found['level']:.0%} interval {found['low']:.4g} to {found['high']:.4g}, "
+        f"by the errors in {found['num_people']} people"
+    )

@@ -72,7 +72,7 @@ def _response(openapi: dict[str, Any], code: str, answer: dict[str, Any]) -> dic
         "description": answer["description"],
         "schema": schema.get("title"),
         "fields": fields,
-        "example": next(iter(schema.get("examples", [])), None),
+        "examples": schema.get("examples", []),
     }
 
 

@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict, Field
 
 from neuroray.platform.evaluate.window_model import TargetAnswer
+from neuroray.serve import examples
 from neuroray.serve.prediction import ModelCard, Prediction, TargetCard
-
-_MODEL_EXAMPLE: dict[str, Any] = {
-    "name": "dinoatten3d",
-    "kind": "dinoatten3d",
-    "version": "5f1c2e9a4b7d",
-    "classes": ["control", "patient"],
-    "target": "diagnosis",
-    "targets": [{"name": "diagnosis", "kind": "class", "classes": ["control", "patient"], "unit": ""}],
-    "modality": "T1w",
-    "profile": "native",
-    "profile_sha256": "ff1f2ee69173...",
-    "fingerprints": {
-        "weights_sha256": "5f1c2e9a4b7d...",
-        "encoder_sha256": "91ab77...",
-        "feature_fingerprint": "c04f3d...",
-    },
-}
 
 
 class TargetDescription(BaseModel):
@@ -44,7 +26,7 @@ class TargetDescription(BaseModel):
 class ModelAnswer(BaseModel):
     """One model that this service has loaded."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [_MODEL_EXAMPLE]})
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.MODEL]})
 
     name: str = Field(description="its name in the URL")
     kind: str = Field(description="the architecture")
@@ -88,6 +70,17 @@ class SliceAnswer(BaseModel):
     weight: float = Field(description="attention weight; the weights of a scan sum to 1")
 
 
+class IntervalValue(BaseModel):
+    """Where the truth lies, by the errors that the model made in people it was not trained on."""
+
+    low: float = Field(description="lower end, in the target's unit")
+    high: float = Field(description="upper end")
+    level: float = Field(
+        description="how often such intervals hold the truth of a new person from the same population (split conformal)"
+    )
+    num_people: int = Field(description="validation people on whose errors it rests, one of each family")
+
+
 class TargetValue(BaseModel):
     """What the model says of one target."""
 
@@ -96,8 +89,13 @@ class TargetValue(BaseModel):
     probabilities: dict[str, float] = Field(description="class to probability; empty for a number")
     value: float | None = Field(description="of a number, in its unit; null for classes")
     unit: str
-    spread: float | None = Field(description="standard deviation over the windows of a run; null of one window")
-    num_windows: int
+    interval: IntervalValue | None = Field(description="of a number; null for classes, and where there is none")
+    no_interval: str | None = Field(description="of a number without an interval: why there is none")
+    spread: float | None = Field(
+        description="standard deviation over the windows of a run, of the value or of the likeliest class's "
+        "probability; null of one window. How much the answer changes within the run, not how far it is from the truth"
+    )
+    num_windows: int = Field(description="of which value and probabilities are the mean")
 
     @classmethod
     def of(cls, answer: TargetAnswer) -> TargetValue:
@@ -108,33 +106,7 @@ class TargetValue(BaseModel):
 class PredictionAnswer(BaseModel):
     """The answer for one scan."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "label": "control",
-                    "probabilities": {"control": 0.83, "patient": 0.17},
-                    "targets": [
-                        {
-                            "name": "diagnosis",
-                            "label": "control",
-                            "probabilities": {"control": 0.83, "patient": 0.17},
-                            "value": None,
-                            "unit": "",
-                            "spread": None,
-                            "num_windows": 1,
-                        }
-                    ],
-                    "warnings": ["voxels of 2 x 2 x 2 mm; the model was trained on 1 x 1 x 1 mm to 1 x 1 x 1.2 mm"],
-                    "profile": "native",
-                    "profile_sha256": "ff1f2ee69173...",
-                    "model": _MODEL_EXAMPLE,
-                    "attention_axis": "axial",
-                    "attention": [{"slice_index": 61, "position_mm": 12.0, "weight": 0.031}],
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.PREDICTION, examples.PREDICTION_OF_RUN]})
 
     label: str | None = Field(description="the most probable class of the main target; null where it is a number")
     probabilities: dict[str, float] = Field(description="class of the main target to probability; they sum to 1")

@@ -113,13 +113,16 @@ def test_the_job_writes_a_column_for_each_target(model_folder: Path, run: Scan, 
     assert (answer["exit_code"], answer["num_refused"]) == (1, 1)
     with (tmp_path / "out/predictions.csv").open(newline="") as file:
         good, bad = csv.DictReader(file)
-    said = ["label", "probability_F", "probability_M", "cognition", "cognition_spread"]
+    numbers = ["cognition", "cognition_low", "cognition_high", "cognition_level", "cognition_spread"]
+    said = ["label", "probability_F", "probability_M", *numbers]
     assert list(good) == ["scan", *said, "profile", "profile_sha256", "warnings", "refusal"]
     assert float(good["probability_F"]) + float(good["probability_M"]) == pytest.approx(1)
     assert float(good["cognition"]) == answer["predictions"][0]["targets"][1]["value"]
     assert bad["cognition"] == bad["label"] == ""
     assert "cognition" in answer["text"]
     assert "over windows" in answer["text"]
+    assert "no interval: the model was saved without" in answer["text"]
+    assert good["cognition_low"] == good["cognition_level"] == ""
 
 
 def test_a_measure_alone_has_no_label(store: ScanStore, run: Scan, tmp_path: Path) -> None:

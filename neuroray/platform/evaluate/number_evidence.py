@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from neuroray.platform.evaluate.conformal import PredictionInterval
+from neuroray.platform.evaluate.coverage import Coverage
 from neuroray.platform.evaluate.evidence import Fold, Stratum, part_people
 from neuroray.platform.evaluate.intervals import Estimate, draw_resamples, estimate
 from neuroray.platform.evaluate.metrics import regression_metrics
@@ -32,6 +34,8 @@ class JudgedNumber:
         predicted: What was said: the mean over the windows.
         spread: Standard deviation over windows; None of one.
         num_windows: How many there were.
+        interval: Where the truth was said to lie.
+        no_interval: Why it was not said.
         guess: What the fold's training scans have on average: the answer of a model that looks at nothing.
     """
 
@@ -43,6 +47,8 @@ class JudgedNumber:
     predicted: float
     spread: float | None = None
     num_windows: int = 1
+    interval: PredictionInterval | None = None
+    no_interval: str | None = None
     guess: float
     age_years: float | None = None
     sex: str | None = None
@@ -51,7 +57,7 @@ class JudgedNumber:
     @property
     def group(self) -> str:
         """The family or the person: what a bootstrap draws or leaves as a whole."""
-        return f"family:{self.family_id}" if self.family_id else f"subject:{self.subject}"
+        return name_group(self.subject, self.family_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +68,7 @@ class NumberEvaluation:
         metrics: Over scans.
         metrics_by_person: Over people, of whom the scans with one truth are averaged; empty where all have one scan.
         guess: The same metrics, without intervals, of saying the training mean of everybody.
+        coverage: How often prediction intervals held the truth; None where there are none.
     """
 
     model_name: str
@@ -77,6 +84,7 @@ class NumberEvaluation:
     resamples: Float[np.ndarray, "resample row"]
     seed: int
     provenance: Mapping[str, Any]
+    coverage: Coverage | None = None
     warnings: tuple[str, ...] = field(default=())
 
     @property
@@ -90,9 +98,19 @@ class NumberEvaluation:
         return np.array([row.predicted for row in self.judged])
 
     @property
+    def no_interval(self) -> str | None:
+        """Why there are no prediction intervals, of the first scan without one; None where all have one."""
+        return next((row.no_interval for row in self.judged if row.interval is None), None)
+
+    @property
     def num_people(self) -> int:
         """People judged, each counted once."""
         return len({row.subject for row in self.judged})
+
+
+def name_group(subject: str, family_id: str | None) -> str:
+    """Scans with one name are not independent: those of a family, or of a person without one."""
+    return f"family:{family_id}" if family_id else f"subject:{subject}"
 
 
 def draw_people(judged: Sequence[JudgedNumber], *, seed: int, num_resamples: int) -> Float[np.ndarray, "resample row"]:

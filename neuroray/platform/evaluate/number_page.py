@@ -36,7 +36,8 @@ def describe_number_page(evaluation: NumberEvaluation) -> dict[str, Any]:
         "facts": describe_facts(evaluation),
         "key": _key_numbers(evaluation),
         "warnings": evaluation.warnings,
-        "answer_text": "What is said of a scan is the mean over windows that cover it without a gap.",
+        "answer_text": "What is said of a scan is the mean over windows that cover it without a gap. "
+        + _tell_coverage(evaluation),
         "answers": _answers(evaluation, numbering),
         "metrics": _metric_rows(evaluation),
         "fold_names": list_fold_names(evaluation),
@@ -66,6 +67,12 @@ def _lead(evaluation: NumberEvaluation) -> str:
         f"{evaluation.target} correlates with the truth at {tell_number(found.value)}, with a 95 % interval of "
         f"{tell_interval(found)}; guessing reaches 0."
     )
+
+
+def _tell_coverage(evaluation: NumberEvaluation) -> str:
+    if evaluation.coverage is not None:
+        return evaluation.coverage.tell(_unit(evaluation))
+    return f"There is {evaluation.no_interval}." if evaluation.no_interval else ""
 
 
 def _key_numbers(evaluation: NumberEvaluation) -> list[dict[str, str]]:
@@ -181,7 +188,18 @@ def _methods(evaluation: NumberEvaluation) -> list[str]:
         "is fixed: what another training run would give is not in the interval.",
         "Mean and spread by which the measure was standardised are those of the training people alone. The training "
         f"mean itself, said of everybody, is off by {evaluation.guess['mae']:.3g}{_unit(evaluation)} on average.",
+        *_tell_conformal(evaluation),
         "Weights were selected on the validation people only. The people judged here were used for nothing before.",
         "Held-out people come from the same store as the others: how the model does at another site, on another "
         "scanner, or after other preprocessing is not shown here.",
+    ]
+
+
+def _tell_conformal(evaluation: NumberEvaluation) -> list[str]:
+    if evaluation.coverage is None:
+        return []
+    return [
+        "Prediction intervals are split conformal: as wide, on both sides, as the absolute errors in the validation "
+        "people of each fold, one of each family, rank. Weights were selected on the same people, so they may be a "
+        "little narrow: what is counted here, in people that had no part, is the check."
     ]

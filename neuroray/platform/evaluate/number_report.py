@@ -19,7 +19,7 @@ from neuroray.platform.evaluate.report_parts import (
 from neuroray.platform.evaluate.templates import open_template
 
 _COLUMNS = ("fold", "scan_id", "subject", "family_id", "age_years", "sex", "site", "value", "predicted", "error")
-_FURTHER = ("spread", "num_windows", "profile", "profile_sha256")
+_FURTHER = ("interval_low", "interval_high", "spread", "num_windows", "profile", "profile_sha256")
 
 
 def write_number_predictions(evaluation: NumberEvaluation, path: Path) -> None:
@@ -33,7 +33,9 @@ def write_number_predictions(evaluation: NumberEvaluation, path: Path) -> None:
             answer = (row.value, f"{row.predicted:.9g}", f"{row.predicted - row.value:.9g}")
             spread = "" if row.spread is None else f"{row.spread:.9g}"
             profile = (facts[row.fold].get("profile"), facts[row.fold].get("profile_sha256"))
-            writer.writerow([*person, row.site or "", *answer, spread, row.num_windows, *profile])
+            interval = row.interval
+            bounds = ("", "") if interval is None else (f"{interval.low:.9g}", f"{interval.high:.9g}")
+            writer.writerow([*person, row.site or "", *answer, *bounds, spread, row.num_windows, *profile])
 
 
 def describe_number_evaluation(evaluation: NumberEvaluation) -> dict[str, Any]:
@@ -49,6 +51,8 @@ def describe_number_evaluation(evaluation: NumberEvaluation) -> dict[str, Any]:
         "num_scans": len(evaluation.judged),
         "metrics": describe_metrics(REGRESSION_METRICS, evaluation.metrics),
         "metrics_by_person": describe_metrics(REGRESSION_METRICS, evaluation.metrics_by_person) or None,
+        "prediction_intervals": evaluation.coverage.to_json() if evaluation.coverage else None,
+        "no_prediction_intervals": evaluation.no_interval,
         "metrics_of_training_mean": {name: finite_or_none(value) for name, value in evaluation.guess.items()},
         "interval": describe_interval(
             "percentile bootstrap over families or people",

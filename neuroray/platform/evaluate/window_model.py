@@ -16,6 +16,7 @@ from neuroray.platform.data.plan import ReadItem
 from neuroray.platform.data.standardise import standardise
 from neuroray.platform.data.targets import Target, slice_outputs
 from neuroray.platform.data.windows import WindowConfig, cover_run
+from neuroray.platform.evaluate.conformal import NOT_RECORDED, PredictionInterval, read_calibrations
 from neuroray.storage.profiles.prepared import Prepared
 from neuroray.storage.scan import ScanError
 
@@ -35,6 +36,8 @@ class TargetAnswer:
         probabilities: Class to probability; empty for a measure.
         value: Of a measure, in its own unit; None for classes.
         unit: Of the value.
+        interval: Of a measure: where the truth lies, by the errors in validation people; None where there is none.
+        no_interval: Of a measure without an interval: why, as a sentence that begins with "no interval".
         spread: Standard deviation over windows, of the value or of the likeliest class's probability; None of one
             window. It tells how much the answer changes within the run, not how far it is from the truth.
         num_windows: How many windows there were.
@@ -44,6 +47,8 @@ class TargetAnswer:
     probabilities: Mapping[str, float] = field(default_factory=dict)
     value: float | None = None
     unit: str = ""
+    interval: PredictionInterval | None = None
+    no_interval: str | None = None
     spread: float | None = None
     num_windows: int = 1
 
@@ -137,8 +142,16 @@ class WindowModel:
         return torch.cat(rows)
 
     def read(self, outputs: Float[Tensor, "window output"]) -> tuple[TargetAnswer, ...]:
-        """What the windows of one run say of each target."""
-        return read_outputs(self.targets, outputs)
+        """What the windows of one run say of each target, measures with the interval that the model was saved with."""
+        return tuple(map(self._bound, read_outputs(self.targets, outputs)))
+
+    def _bound(self, answer: TargetAnswer) -> TargetAnswer:
+        if answer.value is None:
+            return answer
+        found = read_calibrations(self.provenance).get(answer.name)
+        if found is None:
+            return dataclasses.replace(answer, no_interval=NOT_RECORDED)
+        return dataclasses.replace(answer, interval=found.around(answer.value), no_interval=found.reason)
 
 
 def read_outputs(targets: Sequence[Target], outputs: Float[Tensor, "window output"]) -> tuple[TargetAnswer, ...]:

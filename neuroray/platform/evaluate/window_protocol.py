@@ -12,6 +12,7 @@ from neuroray.platform.data.labels import read_class, read_number
 from neuroray.platform.data.splits import SIDES
 from neuroray.platform.data.targets import Target
 from neuroray.platform.data.window_reader import WindowReader
+from neuroray.platform.evaluate.coverage import measure_coverage
 from neuroray.platform.evaluate.evidence import (
     Evaluation,
     Fold,
@@ -206,6 +207,8 @@ def _assemble_numbers(
                 predicted=float("nan") if answer.value is None else answer.value,
                 spread=answer.spread,
                 num_windows=answer.num_windows,
+                interval=answer.interval,
+                no_interval=answer.no_interval,
                 guess=target.mean,
             )
             for record, truth, answer in rows
@@ -228,6 +231,7 @@ def _assemble_numbers(
         metrics=measure_numbers(pooled, resamples),
         metrics_by_person=by_person,
         guess=guess_numbers(pooled),
+        coverage=measure_coverage(pooled, resamples),
         strata=stratify_numbers(pooled, **draws),
         resamples=resamples,
     )

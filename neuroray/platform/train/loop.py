@@ -140,7 +140,14 @@ def validation_plan(recipe: Recipe, cohort: Cohort) -> Plan:
     return Plan(items=windows, config=config)
 
 
-def weigh(progress: Progress, scores: dict[str, float], *, checkpoint: str, config: LoopConfig) -> Progress:
+def weigh(
+    progress: Progress,
+    scores: dict[str, float],
+    *,
+    checkpoint: str,
+    config: LoopConfig,
+    intervals: dict[str, Any] | None = None,
+) -> Progress:
     """The progress after an evaluation: a better one becomes the best; the validation loss decides a tie."""
     is_first = progress.best_step is None
     if is_first or _rank_of(scores, config) > _rank_of(progress.best_scores, config):
@@ -149,6 +156,7 @@ def weigh(progress: Progress, scores: dict[str, float], *, checkpoint: str, conf
             best_step=progress.step,
             best_scores=scores,
             best_checkpoint=checkpoint,
+            best_intervals=intervals or {},
             evaluations_since_best=0,
         )
     waited = progress.evaluations_since_best + 1
@@ -237,7 +245,8 @@ class _Training:
         began, step = time.perf_counter(), self._progress.step
         plan = validation_plan(self._run.recipe, self._run.cohort)
         # Read here whatever feeds the training: the same few rows each time, which the reader keeps.
-        values = validate(self._learner, stream_batches(plan, self._reader, self._team, feed="direct"))
+        found = validate(self._learner, stream_batches(plan, self._reader, self._team, feed="direct"))
+        values = found.values
         require_finite(values, step=step)
         if log is not None:
             seconds = time.perf_counter() - began
@@ -247,7 +256,13 @@ class _Training:
         scores = {f"val_{name}": value for name, value in values.items()}
         # One rank decides: a difference in the last bit between machines must not make them part ways.
         self._progress = self._team.broadcast(
-            weigh(self._progress, scores, checkpoint=self._checkpoints.name_at(step), config=self._loop)
+            weigh(
+                self._progress,
+                scores,
+                checkpoint=self._checkpoints.name_at(step),
+                config=self._loop,
+                intervals=found.intervals,
+            )
         )
         self._report(epoch, scores)
 
@@ -281,6 +296,7 @@ class _Training:
             "best_step": self._progress.best_step,
             "selected_by": recipe.loop.select_by,
             "val_scores": self._progress.best_scores,
+            "intervals": self._progress.best_intervals,
         }
         task.export(module.module, cohort, self._run.folder.child(MODEL), training)
 

@@ -28,6 +28,7 @@ class Progress:
         best_step: The step with the best evaluation so far; None before the first.
         best_scores: What that evaluation gave.
         best_checkpoint: The folder with its weights.
+        best_intervals: Of a task that finds them: how far answers were off then, by target.
         evaluations_since_best: Against the recipe's patience.
         stopped_early: The patience has run out: no step follows.
     """
@@ -36,6 +37,7 @@ class Progress:
     best_step: int | None = None
     best_scores: dict[str, float] = field(default_factory=dict)
     best_checkpoint: str | None = None
+    best_intervals: dict[str, Any] = field(default_factory=dict)
     evaluations_since_best: int = 0
     stopped_early: bool = False
 

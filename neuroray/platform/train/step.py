@@ -17,7 +17,7 @@ from neuroray.errors import NeurorayError
 from neuroray.platform.train.optim import WeightAverage, clip_gradient, set_learning_rate
 from neuroray.platform.train.parallel import Team, gather_rows, seeded
 from neuroray.platform.train.recipe import Recipe
-from neuroray.platform.train.task import Outputs, Task, TaskModule
+from neuroray.platform.train.task import IntervalTask, Outputs, Task, TaskModule
 
 
 class TrainingError(NeurorayError, ArithmeticError):
@@ -125,20 +125,34 @@ def gather_outputs(learner: Learner, batch: RankBatch) -> tuple[Outputs, Shaped[
     return outputs, gather_rows(targets[:num_own], batch.num_rows, team)
 
 
-@torch.no_grad()
-def validate(learner: Learner, batches: Iterable[RankBatch]) -> dict[str, float]:
-    """Loss terms and scores over all rows of all batches, each row once, the same numbers on every rank.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """What a validation pass found.
 
-    Raises:
-        TrainingError: one of them is not finite.
+    Attributes:
+        values: Loss terms and scores.
+        intervals: How far answers were off, by target, ready for JSON; empty for a task that does not tell.
     """
+
+    values: dict[str, float]
+    intervals: dict[str, Any]
+
+
+@torch.no_grad()
+def validate(learner: Learner, batches: Iterable[RankBatch]) -> Validation:
+    """Over all rows of all batches, each row once, the same numbers on every rank."""
     learner.module.eval()
     with learner.average.applied() if learner.average is not None else contextlib.nullcontext():
         parts = [gather_outputs(learner, batch) for batch in batches]
     outputs = {name: torch.cat([part[name] for part, _ in parts]) for name in parts[0][0]}
     targets = torch.cat([part for _, part in parts])
-    terms = {name: float(term) for name, term in learner.task.loss(outputs, targets).items()}
-    return terms | learner.task.score(outputs, targets)
+    values = {name: float(term) for name, term in learner.task.loss(outputs, targets).items()}
+    values |= learner.task.score(outputs, targets)
+    # Numbers that are none end the run; nothing more is made of them.
+    if not isinstance(learner.task, IntervalTask) or not all(map(math.isfinite, values.values())):
+        return Validation(values=values, intervals={})
+    found = learner.task.intervals(outputs, targets)
+    return Validation(values=values, intervals={name: one.to_json() for name, one in found.items()})
 
 
 def require_finite(values: dict[str, float], *, step: int) -> None:

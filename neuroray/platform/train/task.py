@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from neuroray.platform.data.readers import Reader
 from neuroray.platform.data.splits import Split
 from neuroray.platform.data.targets import Target
+from neuroray.platform.evaluate.conformal import Calibration
 from neuroray.storage.locations import Location
 from neuroray.storage.profiles.stored import StoredProfile
 from neuroray.storage.store import ScanStore
@@ -34,6 +35,7 @@ class Cohort:
         num_frames: Of each scan, by scan id, for a model that reads windows.
         targets: What is learned of them, for a model that takes them from here and not from the split.
         facts: What else is to be known of the training scans when the model answers for others; goes to its card.
+        groups: The family or person of each scan, for a task that finds intervals.
         profile: How all of the scans were prepared; native when not given.
     """
 
@@ -45,6 +47,7 @@ class Cohort:
     num_frames: Mapping[str, int] = field(default_factory=dict)
     targets: tuple[Target, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    groups: Mapping[str, str] = field(default_factory=dict)
     profile: StoredProfile = field(default_factory=lambda: StoredProfile.from_json(None))
 
     def to_json(self) -> dict[str, Any]:
@@ -114,6 +117,15 @@ class Task(Protocol):
 
     def export(self, module: nn.Module, cohort: Cohort, folder: Location, training: dict[str, Any]) -> None:
         """Saves a model folder that rebuilds itself without this run: weights, config, provenance."""
+        ...
+
+
+@runtime_checkable
+class IntervalTask(Protocol):
+    """A task whose answers for others are to have an interval; asked for beside `score`, of the same rows."""
+
+    def intervals(self, outputs: Outputs, targets: Shaped[Tensor, "row ..."]) -> Mapping[str, Calibration]:
+        """How far answers for the validation people are off, by target; kept with the best weights and exported."""
         ...
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from neuroray.platform.data.labels import LabelError, read_class, read_number
 from neuroray.platform.data.splits import Split, split_subjects
 from neuroray.platform.data.targets import Target, TargetError, class_target, number_target
+from neuroray.platform.evaluate.number_evidence import name_group
 from neuroray.platform.train.people import choose_records, spacing_range
 from neuroray.platform.train.recipe import Recipe, RecipeError
 from neuroray.platform.train.task import Cohort
@@ -64,6 +65,7 @@ def prepare_window_cohort(
         num_frames={record.scan_id: record.shape[0] for record in records},
         targets=targets,
         facts=facts,
+        groups={record.scan_id: name_group(record.subject, record.family_id) for record in records},
         profile=profile,
     )
 

@@ -19,6 +19,7 @@ from neuroray.platform.data.standardise import standardise
 from neuroray.platform.data.targets import Target, slice_outputs
 from neuroray.platform.data.window_reader import WindowReader
 from neuroray.platform.data.windows import WindowConfig
+from neuroray.platform.evaluate.conformal import Calibration, calibrate_errors
 from neuroray.platform.evaluate.metrics import classification_metrics, regression_metrics
 from neuroray.platform.models.brainmt import BrainMT, BrainMTConfig
 from neuroray.platform.train.parallel import seeded
@@ -122,6 +123,7 @@ class BrainMTTask:
     def __init__(self, recipe: BrainMTRecipe) -> None:
         self._recipe = recipe
         self._targets: tuple[Target, ...] = ()
+        self._groups: tuple[str, ...] = ()
 
     def prepare(self, store: ScanStore) -> Cohort:
         """Chooses the people, and finds out what there is to learn of them.
@@ -152,8 +154,9 @@ class BrainMTTask:
             return self._recipe.model.build()
 
     def calibrate(self, module: nn.Module, cohort: Cohort) -> None:
-        """Keeps means, spreads and class weights of the training scans for loss and scores."""
+        """Keeps means, spreads and class weights of the training scans for loss and scores, and who is whose scan."""
         self._targets = cohort.targets
+        self._groups = tuple(cohort.groups[scan_id] for scan_id in _number_scans(cohort))
 
     def blocks(self, module: nn.Module) -> Sequence[nn.Module]:
         """Every layer of the sequence part; convolutions, tables, shared MLP and head go with the root."""
@@ -170,11 +173,9 @@ class BrainMTTask:
 
         With that, the windows of a scan are put together again in `score`.
         """
-        split = cohort.split
-        scan_ids = [*split.train, *split.val, *split.test]
         labels = {
             scan_id: (*(target.value(scan_id) for target in cohort.targets), float(number))
-            for number, scan_id in enumerate(scan_ids)
+            for number, scan_id in enumerate(_number_scans(cohort))
         }
         with_brain = cohort.profile.name == "fmri_minimal"
         return WindowReader(cohort.store, cohort.version, labels=labels, with_brain=with_brain)
@@ -210,6 +211,18 @@ class BrainMTTask:
             scores |= found if column == 0 else further
         return scores
 
+    def intervals(self, outputs: Outputs, targets: Float[Tensor, "row column"]) -> dict[str, Calibration]:
+        """Of each measure, from the errors of scan averages in its unit."""
+        found = {}
+        for column, (target, part) in enumerate(zip(self._targets, slice_outputs(self._targets), strict=True)):
+            values, known = targets[:, column], targets[:, column].isfinite()
+            if target.kind == "number":
+                said = target.numbers(outputs["outputs"][:, part])[:, None]
+                averaged, truth, numbers = _average_scans(said[known], values[known], targets[known, -1].long())
+                groups = [self._groups[number] for number in numbers]
+                found[target.name] = calibrate_errors((averaged[:, 0] - truth).tolist(), groups)
+        return found
+
     def export(self, module: nn.Module, cohort: Cohort, folder: Location, training: dict[str, Any]) -> None:
         """Saves the weights, with what prepares windows for them and reads their answers."""
         recipe = self._recipe
@@ -227,6 +240,11 @@ class BrainMTTask:
             "profile": cohort.profile.to_json(),
         }
         save_weights(folder, module.state_dict(), described, training)
+
+
+def _number_scans(cohort: Cohort) -> list[str]:
+    """The scans of all sides; the place of each is its number among the targets of a batch."""
+    return [*cohort.split.train, *cohort.split.val, *cohort.split.test]
 
 
 def _target_loss(
@@ -257,7 +275,7 @@ def _score_target(
     said = target.probabilities(outputs) if target.kind == "class" else target.numbers(outputs)[:, None]
     if not known.any():
         return {}
-    averaged, truth = _average_scans(said[known], values[known], scan_numbers[known])
+    averaged, truth, _ = _average_scans(said[known], values[known], scan_numbers[known])
     if target.kind == "class":
         metrics = classification_metrics(truth.astype(np.int64), averaged)
         return {name: float(metrics[name][0]) for name in ("auc", "balanced_accuracy")}
@@ -269,9 +287,9 @@ def _score_target(
 
 def _average_scans(
     said: Float[Tensor, "row column"], values: Float[Tensor, " row"], scan_numbers: Tensor
-) -> tuple[Float[np.ndarray, "scan column"], Float[np.ndarray, " scan"]]:
-    """The mean of what is said of the windows of each scan, and the scan's own value."""
+) -> tuple[Float[np.ndarray, "scan column"], Float[np.ndarray, " scan"], list[int]]:
+    """The mean of what is said of the windows of each scan, the scan's own value, and the scan's number."""
     names, index, counts = torch.unique(scan_numbers, return_inverse=True, return_counts=True)
     sums = said.new_zeros((len(names), said.shape[1])).index_add_(0, index, said)
     truth = values.double().new_zeros(len(names)).index_add_(0, index, values.double())
-    return (sums / counts[:, None]).cpu().numpy(), (truth / counts).cpu().numpy()
+    return (sums / counts[:, None]).cpu().numpy(), (truth / counts).cpu().numpy(), names.tolist()

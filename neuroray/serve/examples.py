@@ -1,0 +1,80 @@
+"""Answers as the documentation page shows them: of a model of slices, and of one of runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+MODEL: dict[str, Any] = {
+    "name": "dinoatten3d",
+    "kind": "dinoatten3d",
+    "version": "5f1c2e9a4b7d",
+    "classes": ["control", "patient"],
+    "target": "diagnosis",
+    "targets": [{"name": "diagnosis", "kind": "class", "classes": ["control", "patient"], "unit": ""}],
+    "modality": "T1w",
+    "profile": "native",
+    "profile_sha256": "ff1f2ee69173...",
+    "fingerprints": {
+        "weights_sha256": "5f1c2e9a4b7d...",
+        "encoder_sha256": "91ab77...",
+        "feature_fingerprint": "c04f3d...",
+    },
+}
+_MODEL_OF_RUNS: dict[str, Any] = {
+    "name": "brainmt",
+    "kind": "brainmt",
+    "version": "0b77d1f3c8aa",
+    "classes": [],
+    "target": "cognition",
+    "targets": [{"name": "cognition", "kind": "number", "classes": [], "unit": ""}],
+    "modality": "bold",
+    "profile": "fmri_minimal",
+    "profile_sha256": "7a60d4c2b915...",
+    "fingerprints": {"weights_sha256": "0b77d1f3c8aa..."},
+}
+PREDICTION: dict[str, Any] = {
+    "label": "control",
+    "probabilities": {"control": 0.83, "patient": 0.17},
+    "targets": [
+        {
+            "name": "diagnosis",
+            "label": "control",
+            "probabilities": {"control": 0.83, "patient": 0.17},
+            "value": None,
+            "unit": "",
+            "interval": None,
+            "no_interval": None,
+            "spread": None,
+            "num_windows": 1,
+        }
+    ],
+    "warnings": ["voxels of 2 x 2 x 2 mm; the model was trained on 1 x 1 x 1 mm to 1 x 1 x 1.2 mm"],
+    "profile": "native",
+    "profile_sha256": "ff1f2ee69173...",
+    "model": MODEL,
+    "attention_axis": "axial",
+    "attention": [{"slice_index": 61, "position_mm": 12.0, "weight": 0.031}],
+}
+PREDICTION_OF_RUN: dict[str, Any] = {
+    "label": None,
+    "probabilities": {},
+    "targets": [
+        {
+            "name": "cognition",
+            "label": None,
+            "probabilities": {},
+            "value": 104.2,
+            "unit": "",
+            "interval": {"low": 84.9, "high": 123.5, "level": 0.9, "num_people": 24},
+            "no_interval": None,
+            "spread": 3.1,
+            "num_windows": 4,
+        }
+    ],
+    "warnings": ["a repetition time of 0.8 s; the model was trained on 2 s"],
+    "profile": "fmri_minimal",
+    "profile_sha256": "7a60d4c2b915...",
+    "model": _MODEL_OF_RUNS,
+    "attention_axis": None,
+    "attention": [],
+}
