@@ -22,6 +22,7 @@ from neuroray.jobs.recipes import list_recipes, load_recipe
 from neuroray.jobs.run_record import RunRecord, record_run
 from neuroray.platform.data.extract import extract_features
 from neuroray.platform.train.loop import Run, fit_run, prepare_run, training_plan
+from neuroray.platform.train.motion_range import with_motion
 from neuroray.platform.train.people import choose_records
 from neuroray.platform.train.recipe import Recipe, RecipeError
 from neuroray.platform.train.run_folder import FitResult, choose_version, read_result
@@ -51,6 +52,10 @@ class Args:
 
     extract: bool = False
     """First compute the slice features that are missing."""
+
+    motion_runs: int = 20
+    """Of models of runs: how many training runs to measure the motion of, so that answers for runs that moved more are
+    warned of; 0: none."""
 
     dry_run: bool = False
     """Check everything, tell what would be done and what memory and work it would take; 1 where it would not fit."""
@@ -167,7 +172,7 @@ def _fit(args: Args, run: Run) -> FitResult:
     if read_result(run.folder) is not None:
         return fit_run(run)  # nothing is done, so what is recorded of it stays
     with _recorded(args, run) as record:
-        result = fit_run(run, watch=watch)
+        result = fit_run(with_motion(run, args.motion_runs), watch=watch)
         record.add(result=result.to_json())
         return result
 

@@ -54,6 +54,7 @@ PREDICTION: dict[str, Any] = {
     "model": MODEL,
     "attention_axis": "axial",
     "attention": [{"slice_index": 61, "position_mm": 12.0, "weight": 0.031}],
+    "motion": None,
 }
 PREDICTION_OF_RUN: dict[str, Any] = {
     "label": None,
@@ -77,4 +78,5 @@ PREDICTION_OF_RUN: dict[str, Any] = {
     "model": _MODEL_OF_RUNS,
     "attention_axis": None,
     "attention": [],
+    "motion": {"fd_mean_mm": 0.11, "fd_max_mm": 0.62, "dvars": 14.2, "num_lost": 0},
 }

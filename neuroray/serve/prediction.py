@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from neuroray.platform.evaluate.window_model import TargetAnswer
+from neuroray.platform.quality.run_motion import RunMotion
 
 Bounds = tuple[tuple[float, ...], tuple[float, ...]]
 """Smallest and largest, along x, y, z."""
@@ -86,6 +87,7 @@ class Prediction:
         targets: What it says of each of its targets, the main one first.
         attention_axis: The plane of the slices: axial, coronal or sagittal; None for a model without slices.
         attention: One entry per slice that the model looked at.
+        motion: Of a run.
         profile: Name of the preprocessing profile that the scan went through, that of the training scans.
         profile_sha256: Hash of that profile.
         warnings: Why the answer may deserve less trust, in plain words.
@@ -95,6 +97,7 @@ class Prediction:
     targets: tuple[TargetAnswer, ...]
     attention_axis: str | None = None
     attention: tuple[SliceWeight, ...] = ()
+    motion: RunMotion | None = None
     profile: str
     profile_sha256: str
     warnings: tuple[str, ...]

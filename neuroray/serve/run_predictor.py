@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
+
 from neuroray.platform.evaluate.window_model import WindowModel
+from neuroray.platform.quality.run_motion import RunMotion, compare_motion, measure_motion
 from neuroray.serve.caution import compare_spacing, find_faults
 from neuroray.serve.prediction import ModelCard, Prediction
+from neuroray.storage.profiles.prepared import Prepared
 from neuroray.storage.profiles.profile import Profile
 from neuroray.storage.profiles.steps import prepare
 from neuroray.storage.scan import Scan, ScanError
 
+_FRAMES_AT_ONCE = 16
 # Headers round repetition times to milliseconds.
 _TIME_TOLERANCE = 1.01
 
@@ -45,12 +52,19 @@ class RunPredictor:
         warnings = find_faults(scan)
         prepared = prepare(scan, self._profile)
         outputs = self._model.compute(self._model.cut(prepared))
+        motion = _measure_motion(prepared)
         return Prediction(
             model=self.card,
             targets=self._model.read(outputs),
             profile=self.card.profile,
             profile_sha256=self.card.profile_sha256,
-            warnings=(*warnings, *compare_spacing(scan, self.card.spacing_mm), *self._compare_run(scan)),
+            motion=motion,
+            warnings=(
+                *warnings,
+                *compare_spacing(scan, self.card.spacing_mm),
+                *self._compare_run(scan),
+                *compare_motion(motion, self._model.card.get("runs", {}).get("motion")),
+            ),
         )
 
     def _compare_run(self, scan: Scan) -> list[str]:
@@ -65,6 +79,18 @@ class RunPredictor:
         if wanted is not None and scan.num_frames < wanted:
             found.append(f"{scan.num_frames} frames; the model looks at {wanted} at once, the others are left empty")
         return found
+
+
+def _measure_motion(prepared: Prepared) -> RunMotion:
+    """Of the run as it is stored when it is ingested, so that it compares with those of the training."""
+    scan = prepared.scan
+
+    def blocks() -> Iterator[np.ndarray]:
+        for start in range(0, scan.num_frames, _FRAMES_AT_ONCE):
+            yield np.asarray(scan.voxels[start : start + _FRAMES_AT_ONCE])
+
+    x, y, z = scan.zooms_mm
+    return measure_motion(blocks, (x, y, z), None if prepared.mask is None else np.asarray(prepared.mask))
 
 
 def _compare_times(repetition_time_s: float | None, trained_s: list[float] | None) -> list[str]:

@@ -103,6 +103,15 @@ class TargetValue(BaseModel):
         return cls(**answer.to_json())
 
 
+class MotionValue(BaseModel):
+    """How much the head moved during a run."""
+
+    fd_mean_mm: float | None = Field(description="mean framewise displacement; null where the head was not found")
+    fd_max_mm: float | None = Field(description="the largest")
+    dvars: float | None = Field(description="mean change from frame to frame in the brain; 10 is 1 % of its median")
+    num_lost: int = Field(description="steps into or out of a frame in which the head was not found")
+
+
 class PredictionAnswer(BaseModel):
     """The answer for one scan."""
 
@@ -117,6 +126,7 @@ class PredictionAnswer(BaseModel):
     model: ModelAnswer = Field(description="who answered")
     attention_axis: str | None = Field(description="the plane of the slices: axial, coronal or sagittal; null without")
     attention: list[SliceAnswer] = Field(description="how much each slice that the model looked at counted")
+    motion: MotionValue | None = Field(description="of a run; null of a volume. What is beyond training is a warning")
 
     @classmethod
     def of(cls, name: str, prediction: Prediction) -> PredictionAnswer:
@@ -133,6 +143,7 @@ class PredictionAnswer(BaseModel):
                 SliceAnswer(slice_index=row.slice_index, position_mm=row.position_mm, weight=row.weight)
                 for row in prediction.attention
             ],
+            motion=None if prediction.motion is None else MotionValue(**prediction.motion.to_json()),
             warnings=list(prediction.warnings),
         )
 
