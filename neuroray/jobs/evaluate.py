@@ -19,6 +19,7 @@ from neuroray.platform.evaluate.number_evidence import NumberEvaluation
 from neuroray.platform.evaluate.number_findings import tell_number_headline
 from neuroray.platform.evaluate.protocol import choose_example, evaluate
 from neuroray.platform.evaluate.report import Example, write_report
+from neuroray.platform.evaluate.seeds import evaluate_seeds, find_seeds
 
 _METRICS_TOLD = ("auc", "balanced_accuracy", "brier", "calibration_error")
 _NUMBER_METRICS_TOLD = ("pearson_r", "r2", "mae", "rmse")
@@ -29,7 +30,8 @@ class Args:
     """Judge a run, or all its folds together, on the test people that its split recorded."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """A RUN folder; the test people of RUN/fold-* are pooled where there are folds."""
+    """A RUN folder; the test people of RUN/fold-* are pooled where there are folds, and where there are RUN/seed-* each
+    seed is judged, and the mean of what they say."""
 
     store: str | None = None
     """The store of the scans; where the run found them when not given."""
@@ -61,7 +63,8 @@ def run(args: Args) -> dict[str, Any]:
     run_folder = Path(args.run)
     out = Path(args.out) if args.out else run_folder / "evaluate"
     with record_run(out, job="evaluate", args=args, seed=args.seed) as record:
-        evaluation = evaluate(
+        judge = evaluate_seeds if find_seeds(run_folder) else evaluate
+        evaluation = judge(
             run_folder,
             store=args.store,
             target=args.target,
@@ -136,6 +139,7 @@ def _summarise(evaluation: Evaluation | NumberEvaluation, paths: dict[str, Path]
         "num_scans": len(evaluation.judged),
         "num_folds": len(evaluation.folds),
         "metrics": {name: evaluation.metrics[name].to_json() for name in evaluation.metrics},
+        "seeds": evaluation.seeds.to_json() if evaluation.seeds else None,
         "warnings": list(evaluation.warnings),
         "report": str(paths["report.html"]),
         "report_json": str(paths["report.json"]),
@@ -147,8 +151,9 @@ def _tell(evaluation: Evaluation | NumberEvaluation, paths: dict[str, Path]) -> 
     told = _NUMBER_METRICS_TOLD if isinstance(evaluation, NumberEvaluation) else _METRICS_TOLD
     lines = [f"{_headline(evaluation)} ({len(evaluation.judged)} scans of {evaluation.num_people} people)"]
     for name in told:
-        found = evaluation.metrics[name]
-        lines.append(f"  {name:<20}{tell_number(found.value)}  ({tell_interval(found)})")
+        found, seeds = evaluation.metrics[name], evaluation.seeds
+        over = f"; seeds {seeds.mean(name):.3g} \N{PLUS-MINUS SIGN} {seeds.deviation(name):.2g}" if seeds else ""
+        lines.append(f"  {name:<20}{tell_number(found.value)}  ({tell_interval(found)}){over}")
     if isinstance(evaluation, NumberEvaluation):
         unit = f" {evaluation.unit}" if evaluation.unit else ""
         lines.append(f"  {evaluation.coverage.tell(unit) if evaluation.coverage else evaluation.no_interval}")

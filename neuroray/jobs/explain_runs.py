@@ -17,8 +17,10 @@ from neuroray.platform.evaluate.style import to_png
 from neuroray.platform.evaluate.window_model import WindowModel
 from neuroray.platform.explain.groups import average_maps, average_shares
 from neuroray.platform.explain.integrated import IntegratedConfig
+from neuroray.platform.explain.overlay import BACKDROP
 from neuroray.platform.explain.randomisation import check_weights
 from neuroray.platform.explain.run_figures import draw_group, draw_run
+from neuroray.platform.explain.run_overlay import average_anatomy, average_frames, draw_group_map, draw_run_map
 from neuroray.platform.explain.runs import RunExplanation, Share, share_by_network, share_by_region
 from neuroray.platform.explain.window_answers import explain_prepared, explain_stored
 from neuroray.storage.nifti import read_scan, write_map
@@ -63,6 +65,8 @@ def explain_one(args: Args, model: WindowModel, out: Path) -> dict[str, Any]:
         }
     write_map(found.values, scan, out / "map.nii.gz", overwrite=True)
     write_map(found.magnitudes, scan, out / "magnitude.nii.gz", overwrite=True)
+    anatomy = average_frames(scan)
+    (out / "overlay.png").write_bytes(to_png(draw_run_map(anatomy, found), background=BACKDROP))
     (out / "networks.png").write_bytes(to_png(draw_run(found, networks, scan.repetition_time_s)))
     return described | {"text": _tell(found, networks, described, out)}
 
@@ -84,10 +88,14 @@ def explain_group(args: Args, model: WindowModel, out: Path) -> dict[str, Any]:
     grid = Scan(voxels=np.zeros(group.values.shape, dtype=np.float32), affine=affines[0])
     for name in ("values", "magnitudes", "agreement"):
         write_map(getattr(group, name), grid, out / f"group_{name}.nii.gz", overwrite=True)
+    anatomy = average_anatomy(store.read(record.scan_id) for record in records)
+    targets = ", ".join(sorted({each.target for each in explanations}))
+    drawn = draw_group_map(anatomy, group.values, targets, len(records))
+    (out / "group_overlay.png").write_bytes(to_png(drawn, background=BACKDROP))
     (out / "group_networks.png").write_bytes(to_png(draw_group(networks, len(set(families)))))
     described = {
         "method": "integrated_gradients",
-        "target": ", ".join(sorted({each.target for each in explanations})),
+        "target": targets,
         "reference": config.reference,
         "num_steps": config.num_steps,
         "num_runs": len(records),

@@ -13,9 +13,10 @@ import tyro
 from neuroray.errors import NeurorayError
 from neuroray.jobs.logs import progress
 from neuroray.jobs.run_record import record_run
+from neuroray.serve.maps import NUM_STEPS, AnswerMap
 from neuroray.serve.prediction import ModelCard, TargetCard
 from neuroray.serve.predictor import Predictor, load_predictor
-from neuroray.storage.nifti import read_scan
+from neuroray.storage.nifti import read_scan, write_map
 
 # Columns of a measure beside its value.
 _PARTS = ("low", "high", "level", "spread")
@@ -34,6 +35,13 @@ class Args:
     out: str = "runs/predict"
     """Where predictions.json, predictions.csv and run.json go."""
 
+    explain: bool = False
+    """Also write what each answer rests on: OUT/maps/N.nii.gz on the grid of the N-th scan, and N.png over its anatomy.
+    Models of slices: attention; models of runs: Integrated Gradients."""
+
+    num_steps: int = NUM_STEPS
+    """Integrated Gradients: nodes of the path, each a pass forward and back through every window; the error is told."""
+
     device: str = "cpu"
     """Where to compute: cpu, cuda."""
 
@@ -46,7 +54,8 @@ def run(args: Args) -> dict[str, Any]:
     out = Path(args.out)
     with record_run(out, job="predict", args=args) as record:
         predictor = load_predictor(args.model, device=args.device)
-        rows = [_answer_file(predictor, path) for path in progress(args.scans, label="predict")]
+        files = progress(list(enumerate(args.scans, start=1)), label="predict")
+        rows = [_answer_file(predictor, path, number, args) for number, path in files]
         refused = [row for row in rows if row["refusal"] is not None]
         answer = {"model": predictor.card.to_json(), "predictions": rows, "num_refused": len(refused)}
         (out / "predictions.json").write_text(json.dumps(answer, indent=2) + "\n")
@@ -55,12 +64,25 @@ def run(args: Args) -> dict[str, Any]:
     return answer | {"text": _tell(rows, out), "exit_code": 1 if refused else 0}
 
 
-def _answer_file(predictor: Predictor, path: str) -> dict[str, Any]:
+def _answer_file(predictor: Predictor, path: str, number: int, args: Args) -> dict[str, Any]:
     try:
-        prediction = predictor.predict(read_scan(path)).to_json()
+        scan = read_scan(path)
+        prediction = predictor.predict(scan).to_json()
+        explained = _write_map(predictor.explain(scan, num_steps=args.num_steps), args, number) if args.explain else {}
     except NeurorayError as error:
         return {"scan": path, "refusal": error.to_json() | {"text": str(error)}}
-    return {"scan": path, "refusal": None} | {name: value for name, value in prediction.items() if name != "model"}
+    kept = {name: value for name, value in prediction.items() if name != "model"}
+    return {"scan": path, "refusal": None} | kept | explained
+
+
+def _write_map(found: AnswerMap, args: Args, number: int) -> dict[str, Any]:
+    """Numbered, for two files may have the same name."""
+    folder = Path(args.out) / "maps"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {"map": str(folder / f"{number}.nii.gz"), "picture": str(folder / f"{number}.png")}
+    write_map(found.values, found.grid, Path(files["map"]), overwrite=True)
+    Path(files["picture"]).write_bytes(found.png)
+    return {"explanation": {**found.facts, "files": files}}
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]], card: ModelCard) -> None:
@@ -105,7 +127,13 @@ def _tell(rows: list[dict[str, Any]], out: Path) -> str:
         else:
             lines.append(f"{row['scan']}: {', '.join(map(_tell_target, row['targets']))}")
             lines += [f"  note: {warning}" for warning in row["warnings"]]
+            lines += [_tell_map(row["explanation"])] if "explanation" in row else []
     return "\n".join([*lines, f"written to {out / 'predictions.json'} and {out / 'predictions.csv'}"])
+
+
+def _tell_map(found: dict[str, Any]) -> str:
+    exact = f", completeness error {found['completeness_error']:.2%}" if "completeness_error" in found else ""
+    return f"  map of {found['target']} by {found['method']}{exact}: {found['files']['map']}"
 
 
 def _tell_target(answer: dict[str, Any]) -> str:

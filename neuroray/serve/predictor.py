@@ -7,6 +7,7 @@ from typing import Any, Final, Protocol
 
 from neuroray.errors import NeurorayError
 from neuroray.platform.evaluate.loaded import load_slice_model, load_window_model
+from neuroray.serve.maps import AnswerMap
 from neuroray.serve.prediction import ModelCard, Prediction, TargetCard
 from neuroray.serve.run_predictor import RunPredictor
 from neuroray.serve.slice_predictor import SlicePredictor
@@ -42,6 +43,14 @@ class Predictor(Protocol):
             ScanError: a run where a volume is expected or the other way round, or a scan that the profile cannot
                 prepare.
             ModelError: a scan whose shape the model cannot take.
+        """
+        ...
+
+    def explain(self, scan: Scan, *, num_steps: int = ...) -> AnswerMap:
+        """What the answer for one scan rests on: slice attention, or Integrated Gradients in so many steps.
+
+        Raises:
+            ScanError: as `predict`.
         """
         ...
 

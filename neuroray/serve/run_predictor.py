@@ -9,6 +9,7 @@ import numpy as np
 from neuroray.platform.evaluate.window_model import WindowModel
 from neuroray.platform.quality.run_motion import RunMotion, compare_motion, measure_motion
 from neuroray.serve.caution import compare_spacing, find_faults
+from neuroray.serve.maps import NUM_STEPS, AnswerMap, map_run
 from neuroray.serve.prediction import ModelCard, Prediction
 from neuroray.storage.profiles.prepared import Prepared
 from neuroray.storage.profiles.profile import Profile
@@ -42,13 +43,7 @@ class RunPredictor:
             ScanError: a volume where a run is expected, or a run that the profile cannot prepare.
             ModelError: frames whose shape the model cannot take.
         """
-        if not scan.is_timeseries:
-            raise ScanError(
-                f"this model answers for {self.card.modality} runs, not for single volumes",
-                given=f"one volume of {' x '.join(map(str, scan.grid_shape))}",
-                expected="a four-dimensional scan",
-                fix=f"send the {self.card.modality} run of this person",
-            )
+        self._require_run(scan)
         warnings = find_faults(scan)
         prepared = prepare(scan, self._profile)
         outputs = self._model.compute(self._model.cut(prepared))
@@ -66,6 +61,25 @@ class RunPredictor:
                 *compare_motion(motion, self._model.card.get("runs", {}).get("motion")),
             ),
         )
+
+    def explain(self, scan: Scan, *, num_steps: int = NUM_STEPS) -> AnswerMap:
+        """What the answer for one run rests on; takes `num_steps` forward and backward passes of each window.
+
+        Raises:
+            ScanError: as `predict`.
+            ExplainError: gradients that are no numbers.
+        """
+        self._require_run(scan)
+        return map_run(self._model, prepare(scan, self._profile), num_steps=num_steps)
+
+    def _require_run(self, scan: Scan) -> None:
+        if not scan.is_timeseries:
+            raise ScanError(
+                f"this model answers for {self.card.modality} runs, not for single volumes",
+                given=f"one volume of {' x '.join(map(str, scan.grid_shape))}",
+                expected="a four-dimensional scan",
+                fix=f"send the {self.card.modality} run of this person",
+            )
 
     def _compare_run(self, scan: Scan) -> list[str]:
         """In what the run differs from those of the training."""

@@ -8,6 +8,7 @@ from neuroray.platform.evaluate.slice_model import SliceModel, SliceView
 from neuroray.platform.evaluate.window_model import TargetAnswer
 from neuroray.platform.models.layers.slices import slice_positions_mm
 from neuroray.serve.caution import compare_spacing, find_faults
+from neuroray.serve.maps import NUM_STEPS, AnswerMap, map_slices
 from neuroray.serve.prediction import ModelCard, Prediction, SliceWeight
 from neuroray.storage.profiles.profile import NATIVE, Profile
 from neuroray.storage.profiles.steps import prepare
@@ -52,6 +53,17 @@ class SlicePredictor:
             profile_sha256=self.card.profile_sha256,
             warnings=(*warnings, *compare_spacing(scan, self.card.spacing_mm), *_tell_missing(view)),
         )
+
+    def explain(self, scan: Scan, *, num_steps: int = NUM_STEPS) -> AnswerMap:
+        """Slice attention, which needs no path and so no steps.
+
+        Raises:
+            ScanError: as `predict`.
+        """
+        _require_volume(scan, self.card)
+        if self._profile.name != NATIVE:
+            scan = prepare(scan, self._profile).scan
+        return map_slices(self._model, scan)
 
     def _weigh_slices(self, scan: Scan, view: SliceView, weights: torch.Tensor) -> tuple[SliceWeight, ...]:
         mask = view.mask.cpu()

@@ -34,7 +34,8 @@ def test_a_stored_run_is_explained_in_its_own_unit(exported, tmp_path):
     assert len(described["time_course"]["signed"]) == record.shape[0]
     assert set(described["checks"]["map_correlation_after_scrambling"]) >= {"head", "frames"}
     assert "completeness error" in answer["text"]
-    assert (tmp_path / "networks.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("networks.png", "overlay.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "run.json").read_text())["method"] == "integrated_gradients"
 
 
@@ -91,6 +92,7 @@ def test_a_group_of_held_out_people_has_one_map(exported, tmp_path):
     described = json.loads((tmp_path / "explain.json").read_text())
     assert described["num_runs"] == 3
     assert "3 runs explained" in answer["text"]
+    assert (tmp_path / "group_overlay.png").read_bytes().startswith(b"\x89PNG")
     mean = nib.load(tmp_path / "group_magnitudes.nii.gz").get_fdata()
     # Each map is scaled to a sum of magnitudes of 1, all lie on one grid.
     assert mean.sum() == pytest.approx(1, abs=1e-4)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from neuroray.platform.evaluate.intervals import Estimate, bound_extreme, draw_resamples, estimate
 from neuroray.platform.evaluate.metrics import classification_metrics, confusion_counts
+from neuroray.platform.evaluate.seed_spread import SeedSpread
 
 # Below two people a class, an AUC within a stratum is one coin.
 _FEWEST_PER_CLASS = 2
@@ -141,6 +142,7 @@ class Evaluation:
         metrics: Over scans.
         metrics_by_person: Over people, of whom the scans with one label are averaged; empty where it was not asked for,
             or all have one scan.
+        seeds: Where several seeds were judged together; the rest is then of the mean of what they say.
     """
 
     model_name: str
@@ -157,6 +159,7 @@ class Evaluation:
     provenance: Mapping[str, Any]
     warnings: tuple[str, ...] = field(default=())
     metrics_by_person: Mapping[str, Estimate] = field(default_factory=dict)
+    seeds: SeedSpread | None = None
 
     @property
     def labels(self) -> Int[np.ndarray, " row"]:

@@ -16,6 +16,7 @@ from neuroray.platform.evaluate.coverage import Coverage
 from neuroray.platform.evaluate.evidence import Fold, Stratum, part_people
 from neuroray.platform.evaluate.intervals import Estimate, draw_resamples, estimate
 from neuroray.platform.evaluate.metrics import regression_metrics
+from neuroray.platform.evaluate.seed_spread import SeedSpread
 
 # Of fewer people a correlation within a stratum says nothing.
 _FEWEST_PEOPLE = 8
@@ -69,6 +70,7 @@ class NumberEvaluation:
         metrics_by_person: Over people, of whom the scans with one truth are averaged; empty where all have one scan.
         guess: The same metrics, without intervals, of saying the training mean of everybody.
         coverage: How often prediction intervals held the truth; None where there are none.
+        seeds: Where several seeds were judged together; the rest is then of the mean of what they say.
     """
 
     model_name: str
@@ -85,6 +87,7 @@ class NumberEvaluation:
     seed: int
     provenance: Mapping[str, Any]
     coverage: Coverage | None = None
+    seeds: SeedSpread | None = None
     warnings: tuple[str, ...] = field(default=())
 
     @property

@@ -60,6 +60,7 @@ def describe_number_evaluation(evaluation: NumberEvaluation) -> dict[str, Any]:
             seed=evaluation.seed,
         ),
         "folds": describe_folds(evaluation.folds),
+        "seeds": evaluation.seeds.to_json() if evaluation.seeds else None,
         "strata": [
             {
                 "variable": row.variable,

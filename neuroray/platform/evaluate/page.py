@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from neuroray.platform.evaluate import figures, findings
 from neuroray.platform.evaluate.evidence import AttentionProfile, Evaluation
 from neuroray.platform.evaluate.intervals import Estimate
-from neuroray.platform.evaluate.metrics import CALIBRATION_BINS, Metric, metric_table
+from neuroray.platform.evaluate.metrics import CALIBRATION_BINS, REGRESSION_METRICS, Metric, metric_table
 from neuroray.platform.evaluate.number_evidence import NumberEvaluation
 from neuroray.platform.evaluate.style import AXIS_LABELS, png_address, to_svg
 
@@ -48,6 +48,7 @@ def describe_page(evaluation: Evaluation, picture: tuple[bytes, str, str] | None
         "answers": _answers(evaluation, numbering),
         "metrics": _metric_rows(evaluation),
         "fold_names": list_fold_names(evaluation),
+        "seeds": describe_seeds(evaluation),
         "strata": _strata(evaluation, numbering),
         "strata_small": _small_strata(evaluation),
         "looks": _looks(evaluation, picture, numbering),
@@ -197,6 +198,17 @@ def list_fold_values(evaluation: Evaluation | NumberEvaluation, metric: str) -> 
         return []
     values = [fold.metrics[metric] for fold in evaluation.folds]
     return [findings.tell_number(value) for value in (*values, float(np.mean(values)))]
+
+
+def describe_seeds(evaluation: Evaluation | NumberEvaluation) -> dict[str, Any] | None:
+    """The table of seeds; None where one training was judged."""
+    if evaluation.seeds is None:
+        return None
+    is_number = isinstance(evaluation, NumberEvaluation)
+    table = REGRESSION_METRICS if is_number else metric_table(len(evaluation.classes))
+    labels = {name: table[name].label for name in evaluation.seeds.values}
+    ensemble = {name: found.value for name, found in evaluation.metrics.items()}
+    return {"names": evaluation.seeds.names, "rows": evaluation.seeds.rows(labels, ensemble)}
 
 
 def draw_range(found: Estimate) -> dict[str, float | None]:

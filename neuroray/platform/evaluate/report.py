@@ -113,6 +113,7 @@ def describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
             seed=evaluation.seed,
         ),
         "folds": describe_folds(evaluation.folds),
+        "seeds": evaluation.seeds.to_json() if evaluation.seeds else None,
         "strata": [
             {
                 "variable": row.variable,

@@ -45,12 +45,34 @@ class _Box:
         return self.high[axis] - self.low[axis]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VoxelMap:
+    """What is drawn over the anatomy.
+
+    Attributes:
+        values: On the grid of the scan; 0 where there is nothing to say.
+        quantity: What a value is, in words and unit.
+        is_signed: Whether values may be below 0.
+    """
+
+    values: Float[np.ndarray, "x y z"]
+    quantity: str
+    is_signed: bool
+
+
 @styled
 def draw_overlay(scan: Scan, explanation: Explanation) -> Figure:
     """Bands beside their curve where the map is one value a slice, else axial planes."""
     if explanation.is_slicewise:
         return _draw_bands(scan, explanation)
-    return _draw_montage(scan, explanation)
+    shown = VoxelMap(values=explanation.values, quantity=explanation.quantity, is_signed=explanation.is_signed)
+    return _draw_montage(scan, shown)
+
+
+@styled
+def draw_map(scan: Scan, voxel_map: VoxelMap) -> Figure:
+    """Axial planes of a volume (of a run: its mean image) with the map over them."""
+    return _draw_montage(scan, voxel_map)
 
 
 def find_head(scan: Scan) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
@@ -77,18 +99,19 @@ def world_mm(scan: Scan, axis: int, index: float) -> float:
     return float(scan.affine[axis] @ point)
 
 
-def _draw_montage(scan: Scan, explanation: Explanation) -> Figure:
+def _draw_montage(scan: Scan, voxel_map: VoxelMap) -> Figure:
     box = _frame_head(scan)
     shown = _find_shown(scan)
-    values = _smooth(scan, explanation)
-    planes = _choose_planes(scan, explanation.values, box)
+    values = _smooth(scan, voxel_map)
+    planes = _choose_planes(scan, voxel_map.values, box)
     width = (_WIDTH_IN - 2 * _MARGIN_IN - (_NUM_COLUMNS - 1) * _GAP_IN) / _NUM_COLUMNS
     height = width * box.size_mm(1) / box.size_mm(0)
     num_rows = -(-len(planes) // _NUM_COLUMNS)
     figure = Figure(figsize=(_WIDTH_IN, num_rows * (height + _TITLE_IN) + _BAR_IN + _MARGIN_IN))
     _free_layout(figure)
     magnitude = np.abs(values[:, :, planes][values[:, :, planes] != 0])
-    colours, norm = _colours(explanation, float(np.quantile(magnitude, 0.995)) if len(magnitude) else 1.0)
+    scale = float(np.quantile(magnitude, 0.995)) if len(magnitude) else 1.0
+    colours, norm = _colours(scale or 1.0, is_signed=voxel_map.is_signed)
     for number, plane in enumerate(planes):
         row, column = divmod(number, _NUM_COLUMNS)
         bottom = _BAR_IN + (num_rows - 1 - row) * (height + _TITLE_IN)
@@ -98,7 +121,7 @@ def _draw_montage(scan: Scan, explanation: Explanation) -> Figure:
         _frame(axes, box, 0, 1, title=f"z = {world_mm(scan, 2, plane):.0f} mm")
         if not number:
             _mark_sides(axes)
-    _add_scale(figure, colours, norm, explanation.quantity)
+    _add_scale(figure, colours, norm, voxel_map.quantity)
     _tell_hidden(figure, scan, shown)
     return figure
 
@@ -115,7 +138,7 @@ def _draw_bands(scan: Scan, explanation: Explanation) -> Figure:
     height = width * box.size_mm(up) / box.size_mm(across)
     figure = Figure(figsize=(_WIDTH_IN, height + _TITLE_IN + _BAR_IN + 0.3))
     _free_layout(figure)
-    colours, norm = _colours(explanation, _band_scale(explanation))
+    colours, norm = _colours(_band_scale(explanation), is_signed=explanation.is_signed)
     for number, plane in enumerate(_cutting_planes(scan, cut, box)):
         axes = _add_axes(figure, _MARGIN_IN + number * (width + _GAP_IN), _BAR_IN + 0.2, width, height)
         _draw_plane(axes, scan, explanation.values, shown=shown, axis=cut, index=plane, colours=colours, norm=norm)
@@ -208,17 +231,17 @@ def _tell_hidden(figure: Figure, scan: Scan, shown: Bool[np.ndarray, "x y z"]) -
         figure.text(0.5, 0.5, f"Not shown: {why}", color=_LIGHT, fontsize=9, ha="center", va="center")
 
 
-def _colours(explanation: Explanation, scale: float) -> tuple[Colormap, Normalize]:
-    if explanation.is_signed:
+def _colours(scale: float, *, is_signed: bool) -> tuple[Colormap, Normalize]:
+    if is_signed:
         stops = ["#5ab4ff", "#2f6fb8", "#9aa3ab", "#d1553a", "#ffab70"]
         return LinearSegmentedColormap.from_list("signed", stops), Normalize(-scale, scale)
     stops = ["#5b2a6e", "#b8324f", "#f08536", "#ffdf73"]
     return LinearSegmentedColormap.from_list("amount", stops), Normalize(0, scale)
 
 
-def _smooth(scan: Scan, explanation: Explanation) -> Float[np.ndarray, "x y z"]:
-    values = np.asarray(explanation.values, dtype=float)
-    if not explanation.is_signed:
+def _smooth(scan: Scan, voxel_map: VoxelMap) -> Float[np.ndarray, "x y z"]:
+    values = np.asarray(voxel_map.values, dtype=float)
+    if not voxel_map.is_signed:
         return values
     return gaussian_filter(values, [_SMOOTHING_FWHM_MM / _FWHM_PER_SIGMA / zoom for zoom in scan.zooms_mm])
 
