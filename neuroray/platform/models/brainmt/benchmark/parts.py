@@ -80,7 +80,7 @@ def measure_parts(case: StepCase, device: torch.device, rates: Rates, rounds: in
                 found[step].append(by_part)
     rows: list[PartRow] = []
     for step, taken in found.items():
-        medians = {name: float(torch.tensor([one[name] for one in taken]).median()) for name in (*PARTS, REST)}
+        medians = {name: float(torch.tensor([one.get(name, 0.0) for one in taken]).median()) for name in (*PARTS, REST)}
         total = sum(medians.values())
         floors = _find_floors(case, step, rates)
         for name, seconds in medians.items():
@@ -113,11 +113,11 @@ def _profile(run: Callable[[], None], device: torch.device) -> dict[str, float]:
     with profile(activities=activities) as profiler:
         run()
         wait(device)
-    names: tuple[str, ...] = (*PARTS, REST)
-    by_part = dict.fromkeys(names, 0.0)
+    by_part: dict[str, float] = {}
     for event in profiler.key_averages():
         taken = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        by_part[find_part(event.key)] += taken / 1e6
+        part = find_part(event.key)
+        by_part[part] = by_part.get(part, 0.0) + taken / 1e6
     return by_part
 
 
