@@ -26,6 +26,7 @@ from neuroray.platform.train.motion_range import with_motion
 from neuroray.platform.train.people import choose_records
 from neuroray.platform.train.recipe import Recipe, RecipeError
 from neuroray.platform.train.run_folder import FitResult, choose_version, read_result
+from neuroray.platform.train.start_weights import find_start
 from neuroray.platform.train.step import RankBatch
 from neuroray.storage.locations import Location
 from neuroray.storage.store import ScanStore
@@ -49,6 +50,9 @@ class Args:
 
     seeds: tuple[int, ...] = ()
     """Train each of these seeds, one after another, into OUT/seed-0, ...: other weights, the same people."""
+
+    init: str | None = None
+    """Start from the encoder of this finished run (of its fold-K, where it has folds): a pretraining, or any other."""
 
     extract: bool = False
     """First compute the slice features that are missing."""
@@ -149,6 +153,9 @@ def _help(argv: Sequence[str]) -> dict[str, Any]:
 def _variants(args: Args, recipe: Recipe) -> list[tuple[Location, Recipe]]:
     """Each seed, and of it each fold, in a folder of its own; the run folder itself where there is one of each."""
     folder = Location(args.out)
+    if args.init is not None and not hasattr(recipe, "start"):
+        given = f"--init {args.init} with {recipe.name}"
+        raise UsageError("this recipe draws its first weights", given=given, expected="a recipe of brainmt")
     if not args.seeds:
         return _folds(args, recipe, folder)
     if len(set(args.seeds)) < len(args.seeds):
@@ -159,10 +166,18 @@ def _variants(args: Args, recipe: Recipe) -> list[tuple[Location, Recipe]]:
 
 def _folds(args: Args, recipe: Recipe, folder: Location) -> list[tuple[Location, Recipe]]:
     if args.folds is None:
-        return [(folder, recipe)]
+        return [(folder, _start(args, recipe))]
     numbers = range(recipe.split.num_folds)
     splits = [dataclasses.replace(recipe.split, fold=number) for number in numbers]
-    return [(folder.child(f"fold-{split.fold}"), dataclasses.replace(recipe, split=split)) for split in splits]
+    folds = [(folder.child(f"fold-{split.fold}"), dataclasses.replace(recipe, split=split)) for split in splits]
+    return [(child, _start(args, fold)) for child, fold in folds]
+
+
+def _start(args: Args, recipe: Recipe) -> Recipe:
+    """The recipe with the weights that it starts from, pinned."""
+    if args.init is None:
+        return recipe
+    return dataclasses.replace(recipe, **{"start": find_start(args.init, fold=recipe.split.fold)})
 
 
 def _fit(args: Args, run: Run) -> FitResult:

@@ -11,10 +11,12 @@ import torch
 
 from neuroray.platform.data.splits import SplitConfig
 from neuroray.platform.data.windows import WindowConfig
-from neuroray.platform.models.brainmt import BrainMTConfig
+from neuroray.platform.models.brainmt import BrainMTConfig, MaskedBrainMTConfig
 from neuroray.platform.train.parallel import seeded
+from neuroray.platform.train.patch_masks import MaskConfig
 from neuroray.platform.train.recipe import DataConfig, LoopConfig, OptimConfig
 from neuroray.platform.train.tasks.brainmt import BrainMTRecipe
+from neuroray.platform.train.tasks.brainmt_masked import MaskedBrainMTRecipe
 from neuroray.storage.bids import Participant
 from neuroray.storage.locations import Location
 from neuroray.storage.profiles.profile import find_profile
@@ -118,3 +120,18 @@ def export_untrained(recipe: BrainMTRecipe, store: ScanStore, folder: str | Path
             parameter.copy_(torch.randn(parameter.shape))
     task.export(module, cohort, Location(str(folder)), {"seed": seed})
     return Path(folder)
+
+
+def tiny_pretrain(**changes: Any) -> MaskedBrainMTRecipe:
+    """Masked pretraining of the same encoder; 8 places, of which blocks of 2 frames are hidden."""
+    settings: dict[str, Any] = {
+        "name": "tiny_pretrain",
+        "model": MaskedBrainMTConfig(encoder=MODEL, cell_voxels=8),
+        "data": DataConfig(modality="bold", target="", windows=WindowConfig(sampler="random", num_frames=6)),
+        "split": SplitConfig(stratify_by=None, num_parts=5, num_folds=5),
+        "optim": OptimConfig(name="adamw", lr=1e-3, weight_decay=0.05, clip_norm=1.0),
+        "loop": LoopConfig(batch_size=4, num_epochs=2, select_by="val_loss"),
+        "mask": MaskConfig(ratio=0.5, block_frames=2),
+        **changes,
+    }
+    return MaskedBrainMTRecipe(**settings)

@@ -6,9 +6,10 @@ import dataclasses
 
 from neuroray.platform.data.splits import SplitConfig
 from neuroray.platform.data.windows import WindowConfig
-from neuroray.platform.models.brainmt import BrainMTConfig
+from neuroray.platform.models.brainmt import BrainMTConfig, MaskedBrainMTConfig
 from neuroray.platform.train.recipe import DataConfig, LoopConfig, OptimConfig
 from neuroray.platform.train.tasks.brainmt import BrainMTRecipe
+from neuroray.platform.train.tasks.brainmt_masked import MaskedBrainMTRecipe
 
 
 def smoke() -> BrainMTRecipe:
@@ -74,6 +75,52 @@ def paper_cognition() -> BrainMTRecipe:
     return _regress_cognition(paper(), "brainmt:paper_cognition", select_by="val_loss")
 
 
+def pretrain() -> MaskedBrainMTRecipe:
+    """Masked pretraining of the paper's model: no labels; hidden blocks of 8 frames are told from the rest."""
+    like = base()
+    return MaskedBrainMTRecipe(
+        name="brainmt:pretrain",
+        model=MaskedBrainMTConfig(encoder=like.model),
+        data=_windows("", 200),
+        split=SplitConfig(stratify_by=None),
+        optim=like.optim,
+        loop=dataclasses.replace(like.loop, num_epochs=100, patience=20, select_by="val_loss"),
+    )
+
+
+def pretrain_smoke() -> MaskedBrainMTRecipe:
+    """Masked pretraining of the small model."""
+    like = smoke()
+    return MaskedBrainMTRecipe(
+        name="brainmt:pretrain_smoke",
+        model=MaskedBrainMTConfig(encoder=like.model),
+        data=_windows("", 32),
+        split=SplitConfig(stratify_by=None, num_parts=5),
+        optim=like.optim,
+        loop=dataclasses.replace(like.loop, num_epochs=20, select_by="val_loss"),
+    )
+
+
+def probe() -> BrainMTRecipe:
+    """A linear probe of `pretrain` (`--init RUN`): only a linear map of the mean token learns; sex."""
+    return _probe(base(), "brainmt:probe")
+
+
+def probe_cognition() -> BrainMTRecipe:
+    """The same on cognition."""
+    return _regress_cognition(probe(), "brainmt:probe_cognition")
+
+
+def probe_smoke() -> BrainMTRecipe:
+    """A linear probe of `pretrain_smoke`."""
+    return _probe(smoke(), "brainmt:probe_smoke")
+
+
+def probe_smoke_cognition() -> BrainMTRecipe:
+    """The same on cognition."""
+    return _regress_cognition(probe_smoke(), "brainmt:probe_smoke_cognition", num_bins=2)
+
+
 def released() -> BrainMTRecipe:
     """The model as its authors released it, which scans one way; their schedule, which never warms up, is not kept."""
     return _with_model(paper(), "brainmt:released", bidirectional=False)
@@ -135,6 +182,18 @@ def _windows(target: str, num_frames: int) -> DataConfig:
 
 def _with_model(recipe: BrainMTRecipe, name: str, **changes: object) -> BrainMTRecipe:
     return dataclasses.replace(recipe, name=name, model=dataclasses.replace(recipe.model, **changes))
+
+
+def _probe(recipe: BrainMTRecipe, name: str) -> BrainMTRecipe:
+    """Every window once an epoch, always the same; a strong decay, for a linear map of many channels fits anything."""
+    probed = _with_model(recipe, name, pool="mean", head="probe")
+    return dataclasses.replace(
+        probed,
+        freeze="encoder",
+        data=dataclasses.replace(probed.data, windows=probed.data.windows.covering()),
+        optim=OptimConfig(name="adamw", lr=3e-3, weight_decay=1.0, schedule="cosine", warmup_epochs=1.0),
+        loop=dataclasses.replace(probed.loop, num_epochs=30, patience=None),
+    )
 
 
 def _with_frames(num_frames: int) -> BrainMTRecipe:

@@ -20,6 +20,7 @@ CHECKPOINTS, MODEL = "checkpoints", "model"
 # Where the recipe class of each model lives; imported when a run is read back.
 _RECIPE_TYPES = {
     "brainmt": "neuroray.platform.train.tasks.brainmt:BrainMTRecipe",
+    "brainmt_masked": "neuroray.platform.train.tasks.brainmt_masked:MaskedBrainMTRecipe",
     "dinoatten3d": "neuroray.platform.train.tasks.dinoatten3d:DinoAtten3DRecipe",
 }
 

@@ -34,8 +34,8 @@ def prepare_window_cohort(
 
     Args:
         store: At the catalogue version that is meant.
-        recipe: Its `data.target` is the first of `names`.
-        names: Labels that are learned.
+        recipe: Its `data.target` is the first of `names`, where there are any.
+        names: Labels that are learned; none for a model that needs no labels, which then takes everybody.
         regress: Those of them that are measures.
         balanced: Whether classes are weighted.
 
@@ -54,7 +54,8 @@ def prepare_window_cohort(
     except (LabelError, TargetError) as fault:
         raise RecipeError(fault.fault, given=fault.given, expected=fault.expected, fix=fault.fix) from fault
     if split.left_out:
-        logger.warning("%d scans have no %s and are left out", len(split.left_out), " or ".join(names))
+        what = " or ".join(names) or split.config.stratify_by
+        logger.warning("%d scans have no %s and are left out", len(split.left_out), what)
     facts = _describe_runs(records, split)
     _tell_of_runs(records, facts)
     return Cohort(
@@ -98,7 +99,7 @@ def _read_labels(records: Sequence[ScanRecord], name: str, *, is_number: bool) -
 def _split(
     records: Sequence[ScanRecord], labels: dict[str, dict[str, Any]], recipe: Recipe, catalogue_version: int
 ) -> Split:
-    known = set().union(*labels.values())
+    known = set().union(*labels.values()) if labels else {record.scan_id for record in records}
     nobody = [record.scan_id for record in records if record.scan_id not in known]
     chosen = [record for record in records if record.scan_id in known]
     if not chosen:

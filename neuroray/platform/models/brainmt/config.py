@@ -36,8 +36,11 @@ class BrainMTConfig(Config):
         num_heads: Of each attention layer.
         mlp_ratio: Hidden channels of the MLP per channel of a token.
         shared_mlp: One LayerNorm and one MLP serve all attention layers, as released; else each has its own.
-        head: `linear` on the CLS token, as released; `mlp` on the normalised one, as the paper tells.
-        final_norm: Normalise the CLS token before a linear head.
+        pool: What the head takes: the CLS token, as released, or the mean of all others. Masked pretraining asks
+            nothing of CLS, so a probe takes the mean.
+        head: `linear`, as released; `mlp` on the normalised token, as the paper tells; `probe`: linear on channels
+            whose mean and spread over the training scans are fixed before it learns.
+        final_norm: Normalise the token before a linear head.
         drop_path: Rate at which the deepest layers are skipped for a scan in training; earlier ones less.
         checkpoint: Keep only what enters a layer and compute the rest again in the backward pass.
         frames_at_once: Frames that go through the convolutions together, of all scans of a batch; None: all.
@@ -59,7 +62,8 @@ class BrainMTConfig(Config):
     num_heads: int = 2
     mlp_ratio: float = 2.0
     shared_mlp: bool = True
-    head: Literal["linear", "mlp"] = "linear"
+    pool: Literal["cls", "mean"] = "cls"
+    head: Literal["linear", "mlp", "probe"] = "linear"
     final_norm: bool = False
     drop_path: float = 0.1
     checkpoint: bool = without_effect(True)

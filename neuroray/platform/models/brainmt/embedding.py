@@ -42,10 +42,16 @@ class TokenEmbedding(nn.Module):
             tokens: Of each frame, places in the order of `grid`.
             grid: Tokens along y, x, z.
         """
-        places, frames = self._places(grid), self._frames(tokens.shape[1])
+        places, frames = self.resize(grid, tokens.shape[1])
         x = tokens.permute(0, 3, 1, 2) + places[:, 1:, None] + frames[:, None]
         cls = (self.cls + self.space[:, :1]).to(x.dtype).expand(len(x), -1, -1)
         return torch.cat([cls, x.flatten(1, 2)], dim=1)
+
+    def resize(
+        self, grid: tuple[int, int, int], num_frames: int
+    ) -> tuple[Float[Tensor, "1 place channel"], Float[Tensor, "1 time channel"]]:
+        """The tables of places (CLS first) and of times, interpolated where they are of another size."""
+        return self._places(grid), self._frames(num_frames)
 
     def _places(self, grid: tuple[int, int, int]) -> Float[Tensor, "1 place channel"]:
         if grid == self.grid:

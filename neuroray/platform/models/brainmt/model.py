@@ -28,11 +28,45 @@ class BrainMTOutput(NamedTuple):
 
     Attributes:
         outputs: `batch output`: standardised scores or logits, as the targets were given in training.
-        embedding: `batch channel`: the CLS token as the head takes it.
+        embedding: `batch channel`: the CLS token, or the mean of the others, as the head takes it.
     """
 
     outputs: Float[Tensor, "batch output"]
     embedding: Float[Tensor, "batch channel"]
+
+
+class ProbeHead(nn.Sequential):
+    """A linear map of standardised channels, so that all of them count alike whatever the encoder's scale."""
+
+    def __init__(self, channels: int, num_outputs: int) -> None:
+        super().__init__(FixedScale(channels), nn.Linear(channels, num_outputs))
+
+    @torch.no_grad()
+    def fit_scale(self, rows: Float[Tensor, "row channel"]) -> None:
+        """Takes mean and spread (population) from these; a channel that is the same for all is only centred."""
+        scale = self[0]
+        assert isinstance(scale, FixedScale)
+        std, mean = torch.std_mean(rows.double(), dim=0, correction=0)
+        # Rounding in float32 leaves some 1e-6 of the mean where all are the same.
+        std = torch.where(std > 1e-5 * mean.abs().clamp(min=1e-3), std, 1.0)
+        scale.mean.copy_(mean)
+        scale.std.copy_(std)
+
+
+class FixedScale(nn.Module):
+    """Subtracts a mean and divides by a spread that are not learned."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+
+    def forward(self, x: Float[Tensor, "batch channel"]) -> Float[Tensor, "batch channel"]:
+        """The same shape."""
+        return (x - self.mean) / self.std
 
 
 class BrainMT(nn.Module):
@@ -64,8 +98,8 @@ class BrainMT(nn.Module):
             ModelError: no batch of 4D windows, or no frame in it.
         """
         tokens = self.encode(voxels)
-        cls = tokens[:, 0]
-        embedding = cls if self.final_norm is None else self.final_norm(cls)
+        pooled = tokens[:, 0] if self.config.pool == "cls" else tokens[:, 1:].mean(dim=1)
+        embedding = pooled if self.final_norm is None else self.final_norm(pooled)
         return BrainMTOutput(self.head(embedding.to(_dtype_of(self.head))), embedding)
 
     def encode(self, voxels: Float[Tensor, "batch time x y z"]) -> Float[Tensor, "batch token channel"]:
@@ -128,6 +162,8 @@ def _build_head(config: BrainMTConfig) -> nn.Module:
     channels = config.num_channels
     if config.head == "linear":
         return nn.Linear(channels, config.num_outputs)
+    if config.head == "probe":
+        return ProbeHead(channels, config.num_outputs)
     return nn.Sequential(nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, config.num_outputs))
 
 

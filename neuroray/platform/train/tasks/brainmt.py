@@ -22,8 +22,11 @@ from neuroray.platform.data.windows import WindowConfig
 from neuroray.platform.evaluate.conformal import Calibration, calibrate_errors
 from neuroray.platform.evaluate.metrics import classification_metrics, regression_metrics
 from neuroray.platform.models.brainmt import BrainMT, BrainMTConfig
+from neuroray.platform.models.brainmt.model import ProbeHead
 from neuroray.platform.train.parallel import seeded
+from neuroray.platform.train.probe import embed_training_scans, freeze_encoder
 from neuroray.platform.train.recipe import DataConfig, Recipe, RecipeError
+from neuroray.platform.train.start_weights import StartConfig, join_start, load_encoder
 from neuroray.platform.train.task import Batch, Cohort, Outputs, Terms
 from neuroray.platform.train.window_cohort import prepare_window_cohort
 from neuroray.storage.checkpoint import save_weights
@@ -50,6 +53,8 @@ class BrainMTRecipe(Recipe):
         regress: Labels that are learned as measures, in standard deviations of the training scans.
         class_weights: `balanced`: all classes count the same in the loss, however many people they have.
         augment: What is done to training windows.
+        freeze: `encoder`: only the head learns (a linear probe); the encoder then also runs as in an evaluation.
+        start: The run whose encoder this one starts from (`neuroray train --init`); None: drawn weights.
     """
 
     model_name: Annotated[Literal["brainmt"], tyro.conf.Suppress] = "brainmt"
@@ -63,6 +68,8 @@ class BrainMTRecipe(Recipe):
     regress: tuple[str, ...] = ()
     class_weights: Literal["equal", "balanced"] = "equal"
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    freeze: Literal["nothing", "encoder"] = "nothing"
+    start: Annotated[StartConfig | None, tyro.conf.Suppress] = None
 
     def __post_init__(self) -> None:
         # Named, because a dataclass with slots is made anew, and the bare super() would still know the old one.
@@ -146,17 +153,31 @@ class BrainMTTask:
                 expected=needed,
                 fix=f"--model.num-outputs {needed}",
             )
-        return cohort
+        return cohort if recipe.start is None else join_start(cohort, recipe.start, recipe.model)
 
     def build(self) -> BrainMT:
-        """The model; every parameter learns."""
+        """The model, its weights drawn; every parameter learns, or those of the head alone."""
         with seeded(self._recipe.seed):
-            return self._recipe.model.build()
+            module = self._recipe.model.build()
+        if self._recipe.freeze == "encoder":
+            freeze_encoder(module)
+        return module
 
     def calibrate(self, module: nn.Module, cohort: Cohort) -> None:
-        """Keeps means, spreads and class weights of the training scans for loss and scores, and who is whose scan."""
+        """Loads the weights to start from, and a probe's scale; keeps what loss and scores need.
+
+        That is means, spreads and class weights of the training scans, and who is whose scan.
+
+        Raises:
+            RecipeError: the weights to start from are gone, or others.
+        """
+        assert isinstance(module, BrainMT)
         self._targets = cohort.targets
         self._groups = tuple(cohort.groups[scan_id] for scan_id in _number_scans(cohort))
+        if self._recipe.start is not None:
+            load_encoder(module, self._recipe.start)
+        if isinstance(module.head, ProbeHead):
+            module.head.fit_scale(embed_training_scans(module, self._recipe, cohort, self.reader(cohort)))
 
     def blocks(self, module: nn.Module) -> Sequence[nn.Module]:
         """Every layer of the sequence part; convolutions, tables, shared MLP and head go with the root."""
@@ -185,6 +206,8 @@ class BrainMTTask:
         voxels = standardise(batch)
         if module.training:
             voxels = augment(voxels, batch["frame_mask"], self._recipe.augment)
+        if self._recipe.freeze == "encoder":
+            module.eval()  # what does not learn is not dropped either; a step's train() sets it back
         return {"outputs": module(voxels).outputs}
 
     def targets(self, batch: Batch) -> Float[Tensor, "row column"]:
@@ -239,7 +262,8 @@ class BrainMTTask:
             "runs": cohort.facts,
             "profile": cohort.profile.to_json(),
         }
-        save_weights(folder, module.state_dict(), described, training)
+        started = {} if recipe.start is None else {"start": recipe.start.to_json()}
+        save_weights(folder, module.state_dict(), described, training | started)
 
 
 def _number_scans(cohort: Cohort) -> list[str]:
