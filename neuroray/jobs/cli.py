@@ -28,6 +28,7 @@ JOBS = {
     "verify": "read every byte of a store and check it",
     "remove": "withdraw people from a store, from all of its versions",
     "extract": "compute and cache slice features",
+    "connectivity": "label every run with the connectivity between networks, for a model to learn",
     "train": "fit a recipe, or resume it",
     "evaluate": "judge a run on people it has not seen",
     "baselines": "what simple predictors on connectivity reach, beside a run or alone",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ import tyro
 
 from neuroray.jobs.logs import progress
 from neuroray.jobs.run_record import git_commit, package_versions, record_run
+from neuroray.platform.evaluate.connectome import evaluate_connectome, list_edge_targets
 from neuroray.platform.evaluate.evidence import Evaluation
 from neuroray.platform.evaluate.findings import tell_headline, tell_interval, tell_millimetres, tell_number
 from neuroray.platform.evaluate.intervals import NUM_RESAMPLES
@@ -19,7 +21,9 @@ from neuroray.platform.evaluate.number_evidence import NumberEvaluation
 from neuroray.platform.evaluate.number_findings import tell_number_headline
 from neuroray.platform.evaluate.protocol import choose_example, evaluate
 from neuroray.platform.evaluate.report import Example, write_report
+from neuroray.platform.evaluate.run import read_folds
 from neuroray.platform.evaluate.seeds import evaluate_seeds, find_seeds
+from neuroray.storage.store import ScanStore
 
 _METRICS_TOLD = ("auc", "balanced_accuracy", "brier", "calibration_error")
 _NUMBER_METRICS_TOLD = ("pearson_r", "r2", "mae", "rmse")
@@ -78,9 +82,37 @@ def run(args: Args) -> dict[str, Any]:
         if not args.skip_example and isinstance(evaluation, Evaluation) and evaluation.attention is not None:
             example = _explain_example(evaluation, run_folder, args)
         paths = write_report(evaluation, out, example=example)
-        answer = _summarise(evaluation, paths)
+        answer = _summarise(evaluation, paths) | _judge_connectome(args, evaluation, out)
         record.add(catalogue_version=evaluation.provenance["catalogue_version"], **answer)
-    return answer | {"text": _tell(evaluation, paths)}
+    return answer | {"text": _tell(evaluation, paths) + _tell_connectome(answer.get("connectome"))}
+
+
+def _judge_connectome(args: Args, evaluation: Evaluation | NumberEvaluation, out: Path) -> dict[str, Any]:
+    """Of a model that was asked for connectivity: person by person over all edges, besides the one target."""
+    run_folder = Path(args.run)
+    folds = [] if find_seeds(run_folder) else read_folds(run_folder)
+    if not folds or not list_edge_targets(folds[0].card):
+        return {}
+    store = ScanStore(evaluation.provenance["store"], version=evaluation.provenance["catalogue_version"])
+    found = evaluate_connectome(
+        folds,
+        store,
+        seed=args.seed,
+        num_resamples=args.num_resamples,
+        device=args.device,
+        track=lambda scan_ids: progress(scan_ids, label="connectome"),
+    )
+    (out / "connectome.json").write_text(json.dumps(found.to_json(), indent=2, allow_nan=False) + "\n")
+    return {"connectome": found.to_json()}
+
+
+def _tell_connectome(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    lines = [f"\nconnectivity, {found['num_edges']} edges of {found['num_people']} people:"]
+    for name, one in found["metrics"].items():
+        lines.append(f"  {name:<20}{one['value']:.3f}  ({one['low']:.3f} to {one['high']:.3f})")
+    return "\n".join(lines)
 
 
 def _facts(args: Args) -> dict[str, Any]:
@@ -103,11 +135,9 @@ def _command(args: Args) -> list[str]:
 def _explain_example(evaluation: Evaluation, run_folder: Path, args: Args) -> Example:
     """Slice attention over the anatomy of one held-out scan; the page does not say whose."""
     from neuroray.platform.evaluate.loaded import load_slice_model
-    from neuroray.platform.evaluate.run import read_folds
     from neuroray.platform.evaluate.style import to_png
     from neuroray.platform.explain.explanation import explain
     from neuroray.platform.explain.overlay import BACKDROP, draw_overlay
-    from neuroray.storage.store import ScanStore
 
     chosen = choose_example(evaluation)
     fold = next(fold for fold in read_folds(run_folder) if fold.index == chosen.fold)

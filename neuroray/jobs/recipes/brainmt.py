@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from neuroray.platform.baselines.network_edges import list_edges
 from neuroray.platform.data.splits import SplitConfig
 from neuroray.platform.data.windows import WindowConfig
 from neuroray.platform.models.brainmt import BrainMTConfig, MaskedBrainMTConfig
@@ -126,6 +127,16 @@ def released() -> BrainMTRecipe:
     return _with_model(paper(), "brainmt:released", bidirectional=False)
 
 
+def smoke_fc() -> BrainMTRecipe:
+    """The small model on the connectivity between networks, which `neuroray connectivity` enters as labels."""
+    return _learn_connectivity(smoke(), "brainmt:smoke_fc", num_bins=2)
+
+
+def fc() -> BrainMTRecipe:
+    """The paper's model on the connectivity between 13 networks: 78 measures at once."""
+    return _learn_connectivity(base(), "brainmt:fc", num_bins=5)
+
+
 def unidirectional() -> BrainMTRecipe:
     """Ablation of `base`: scans one way."""
     return _with_model(base(), "brainmt:unidirectional", bidirectional=False)
@@ -212,6 +223,21 @@ def _regress_cognition(
         data=dataclasses.replace(recipe.data, target="cognition"),
         split=dataclasses.replace(recipe.split, stratify_by="cognition", num_bins=num_bins),
         loop=dataclasses.replace(recipe.loop, select_by=select_by),
+    )
+
+
+def _learn_connectivity(recipe: BrainMTRecipe, name: str, *, num_bins: int) -> BrainMTRecipe:
+    """People are dealt by the first edge, and weights are selected by the loss of all."""
+    edges = list_edges()
+    return dataclasses.replace(
+        recipe,
+        name=name,
+        classify=(),
+        regress=edges,
+        model=dataclasses.replace(recipe.model, num_outputs=len(edges)),
+        data=dataclasses.replace(recipe.data, target=edges[0]),
+        split=dataclasses.replace(recipe.split, stratify_by=edges[0], num_bins=num_bins),
+        loop=dataclasses.replace(recipe.loop, select_by="val_loss"),
     )
 
 

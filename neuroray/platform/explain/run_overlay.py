@@ -51,5 +51,5 @@ def draw_run_map(anatomy: Scan, found: RunExplanation) -> Figure:
 
 def draw_group_map(anatomy: Scan, values: Float[np.ndarray, "x y z"], target: str, num_runs: int) -> Figure:
     """The mean map of a group, each of its runs scaled to magnitudes that sum to 1."""
-    quantity = f"{target}: what a voxel adds, mean of {num_runs} runs, of all magnitudes"
+    quantity = f"{target}: what a voxel adds, as a part of all magnitudes, mean of {num_runs} runs"
     return draw_map(anatomy, VoxelMap(values=values, quantity=quantity, is_signed=True))
