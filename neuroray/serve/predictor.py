@@ -6,7 +6,7 @@ import json
 from typing import Any, Final, Protocol
 
 from neuroray.errors import NeurorayError
-from neuroray.platform.evaluate.loaded import load_slice_model, load_window_model
+from neuroray.platform.evaluate.loaded import CARD_FORMATS, load_slice_model, load_window_model
 from neuroray.serve.maps import AnswerMap
 from neuroray.serve.prediction import ModelCard, Prediction, TargetCard
 from neuroray.serve.run_predictor import RunPredictor
@@ -18,7 +18,6 @@ from neuroray.storage.scan import Scan
 
 _CONFIG_FILE = "config.json"
 _EXPORT_FOLDER = "model"
-_FORMAT = 1
 _VERSION_DIGITS = 12
 
 
@@ -108,19 +107,20 @@ def _find_model(uri: str) -> tuple[Location, dict[str, Any]]:
 
 
 def _check_config(config: dict[str, Any], uri: str) -> None:
-    if config.get("format") != _FORMAT:
+    if config.get("format") is None:
         # A run's own config.json is its recipe, which has no format: the run has not exported a model yet.
+        raise PredictorError(f"{uri} holds no finished model", given="no format", fix="let the training end")
+    name = config.get("model_name")
+    if name not in _LOADERS:
         raise PredictorError(
-            f"{uri} holds no finished model",
-            given=f"format {config.get('format')}",
-            expected=f"format {_FORMAT}",
-            fix="let the training end, or use the version of neuroray that wrote this folder",
+            "this version cannot answer with this model", given=name, expected=f"one of {', '.join(_LOADERS)}"
         )
-    if config.get("model_name") not in _LOADERS:
+    if config["format"] not in CARD_FORMATS[name]:
         raise PredictorError(
-            "this version cannot answer with this model",
-            given=config.get("model_name"),
-            expected=f"one of {', '.join(_LOADERS)}",
+            f"this version does not read such a model folder of {name}",
+            given=f"format {config['format']}",
+            expected=f"format {' or '.join(map(str, CARD_FORMATS[name]))}",
+            fix="use the version of neuroray that wrote it",
         )
 
 

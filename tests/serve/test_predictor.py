@@ -85,7 +85,7 @@ def test_an_empty_folder_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value", "fault"),
-    [("model_name", "oracle", "cannot answer"), ("format", 2, "no finished model"), ("classes", None, "not whole")],
+    [("model_name", "oracle", "cannot answer"), ("format", 2, "does not read such"), ("classes", None, "not whole")],
 )
 def test_a_foreign_config_is_refused(model_folder: Path, tmp_path: Path, field: str, value: object, fault: str) -> None:
     folder = tmp_path / "copy"

@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 
 from neuroray.jobs import export, predict
 from neuroray.platform.data.collate import to_torch
-from neuroray.platform.data.standardise import standardise
+from neuroray.platform.data.standardise import StandardiseConfig, standardise
 from neuroray.platform.data.window_reader import WindowReader
 from neuroray.platform.evaluate.loaded import load_slice_model, load_window_model
 from neuroray.platform.evaluate.metrics import EvaluationError
@@ -50,17 +50,20 @@ def run() -> Scan:
     return make_run(3, is_woman=False, cognition=100.0)
 
 
+@pytest.mark.parametrize("config", [StandardiseConfig(), StandardiseConfig(by="voxel", drift_degree=1)])
 def test_a_run_from_a_file_is_answered_as_the_model_answers_from_the_store(
-    predictor: Predictor, store: ScanStore, model_folder: Path, run: Scan
+    store: ScanStore, tmp_path: Path, run: Scan, config: StandardiseConfig
 ) -> None:
-    """Covering windows as the reader gives them, their outputs averaged by hand."""
+    """Covering windows as the reader gives them, standardised as in training, their outputs averaged by hand."""
+    model_folder = export_untrained(tiny_both(standardise=config), store, tmp_path / "model")
+    predictor = load_predictor(str(model_folder))
     answer = predictor.predict(run)
     model = load_window_model(model_folder)
     items = model.cover("sub-003_bold", run.num_frames)
     assert [(item.start, item.stop) for item in items] == [(0, 6), (5, 11)]
     reader = WindowReader(store.uri, store.version, with_brain=True)
     with torch.no_grad():
-        outputs = model.module(standardise(to_torch(reader.read_batch(items)))).outputs.double()
+        outputs = model.module(standardise(to_torch(reader.read_batch(items)), config=config)).outputs.double()
     sex, cognition = answer.targets
     men = torch.sigmoid(outputs[:, 0])
     known = {target.name: target for target in model.targets}["cognition"]

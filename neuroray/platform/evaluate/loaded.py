@@ -16,6 +16,8 @@ from neuroray.storage.checkpoint import load_weights
 from neuroray.storage.locations import Location
 
 _KINDS: Final[dict[str, type[SliceModel] | type[WindowModel]]] = {"brainmt": WindowModel, "dinoatten3d": SliceModel}
+CARD_FORMATS: Final[dict[str, tuple[int, ...]]] = {"brainmt": (1, 2), "dinoatten3d": (1,)}
+"""Of each model's card, those that this version reads; a format 1 of brainmt says nothing of `standardise`."""
 
 
 class LoadedModel(Protocol):
@@ -40,13 +42,20 @@ def load_model(folder: Location | str | PathLike[str], *, device: str = "cpu") -
     """Rebuilds a model from its folder alone.
 
     Raises:
-        EvaluationError: a model that this version does not know.
+        EvaluationError: a model, or a format of its folder, that this version does not know.
         StoreError: the folder is incomplete or its weights are not those that were saved.
     """
     state, card, provenance = load_weights(folder)
     name = str(card.get("model_name"))
     if name not in _KINDS:
         raise EvaluationError("an unknown model", given=name, expected=f"one of {', '.join(_KINDS)}")
+    if card.get("format") not in CARD_FORMATS[name]:
+        raise EvaluationError(
+            f"this version does not read such a model folder of {name}",
+            given=f"format {card.get('format')}",
+            expected=f"format {' or '.join(map(str, CARD_FORMATS[name]))}",
+            fix="use the version of neuroray that wrote it",
+        )
     kind, config = _KINDS[name], MODELS[name].from_json(card["model"])
     module = kind.build(config)
     module.load_state_dict(state)

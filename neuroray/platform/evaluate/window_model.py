@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from neuroray.platform.data.plan import ReadItem
-from neuroray.platform.data.standardise import standardise
+from neuroray.platform.data.standardise import StandardiseConfig, read_standard, standardise
 from neuroray.platform.data.targets import Target, slice_outputs
 from neuroray.platform.data.windows import WindowConfig, cover_run
 from neuroray.platform.evaluate.conformal import NOT_RECORDED, PredictionInterval, read_calibrations
@@ -96,6 +96,11 @@ class WindowModel:
         """Of a window; None: whole runs."""
         return WindowConfig.from_json(self.card["windows"]).num_frames
 
+    @property
+    def standard(self) -> StandardiseConfig:
+        """How its windows are prepared."""
+        return read_standard(self.card)
+
     @torch.no_grad()
     def probe(self) -> dict[str, Tensor]:
         """What it answers on a window made up here, the same everywhere."""
@@ -138,7 +143,7 @@ class WindowModel:
         rows = []
         for batch in batches:
             there = {name: value.to(self.device) for name, value in batch.items()}
-            rows.append(self.module(standardise(there)).outputs.double().cpu())
+            rows.append(self.module(standardise(there, config=self.standard)).outputs.double().cpu())
         return torch.cat(rows)
 
     def read(self, outputs: Float[Tensor, "window output"]) -> tuple[TargetAnswer, ...]:

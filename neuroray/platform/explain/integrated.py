@@ -18,9 +18,9 @@ from neuroray.platform.explain.maps import ExplainError
 
 Reference = Literal["background", "mean_frame", "zeros"]
 REFERENCES: dict[Reference, str] = {
-    "background": "a window of background: every voxel at the scan's lowest value",
+    "background": "a window of background: every voxel as outside the brain",
     "mean_frame": "the window's mean frame, held: anatomy without any fluctuation",
-    "zeros": "every voxel at the mean of the brain (z = 0), background included",
+    "zeros": "every voxel at z = 0, background included: the mean of the brain, or of each voxel",
 }
 """What a window is compared with, in words."""
 
@@ -86,15 +86,17 @@ def attribute_window(
     *,
     score: Score,
     frame_mask: Bool[Tensor, " time"] | None = None,
+    background: float | None = None,
 ) -> Attribution:
     """Integrated Gradients by captum, one node of the path at a time: the memory is that of a training step of one.
 
     Args:
         module: From `batch time x y z` to something with `outputs`; taken in eval mode, left as it was.
-        voxels: A standardised window, background at its lowest value, on the module's device.
+        voxels: A standardised window on the module's device.
         config: Reference and steps.
         score: Which number of the outputs is explained.
         frame_mask: False for padding, which is background at both ends and gets nothing.
+        background: The score of what is no brain; None: the window's lowest.
 
     Raises:
         ExplainError: a window without a frame, or gradients that are no numbers.
@@ -103,7 +105,7 @@ def attribute_window(
 
     if voxels.ndim != 4 or 0 in voxels.shape:
         raise ExplainError("only a window of frames is explained", given=tuple(voxels.shape), expected="time x y z")
-    reference = make_reference(voxels, config.reference, frame_mask)
+    reference = make_reference(voxels, config.reference, frame_mask, background=background)
 
     def forward(window: Tensor) -> Tensor:
         return score(module(window).outputs)
@@ -129,7 +131,11 @@ def attribute_window(
 
 
 def make_reference(
-    voxels: Float[Tensor, "time x y z"], kind: Reference, frame_mask: Bool[Tensor, " time"] | None = None
+    voxels: Float[Tensor, "time x y z"],
+    kind: Reference,
+    frame_mask: Bool[Tensor, " time"] | None = None,
+    *,
+    background: float | None = None,
 ) -> Float[Tensor, "time x y z"]:
     """Where the path to a window begins; padded frames stay as they are."""
     shown = torch.ones(len(voxels), dtype=torch.bool) if frame_mask is None else frame_mask.cpu()
@@ -137,7 +143,8 @@ def make_reference(
     if kind == "mean_frame":
         reference[shown] = voxels[shown].mean(dim=0)
     else:
-        reference[shown] = float(voxels.min()) if kind == "background" else 0.0
+        blank = float(voxels.min()) if background is None else background
+        reference[shown] = blank if kind == "background" else 0.0
     return reference
 
 

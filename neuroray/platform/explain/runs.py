@@ -20,14 +20,16 @@ class Window:
     """Some frames of a run as its model takes them.
 
     Attributes:
-        voxels: Standardised, background at the lowest value.
+        voxels: Standardised.
         first_frame: Place in the run.
         frame_mask: False for padding; None: all are frames of the run.
+        background: The score of what is no brain; None: the window's lowest.
     """
 
     voxels: Float[Tensor, "time x y z"]
     first_frame: int = 0
     frame_mask: Bool[Tensor, " time"] | None = None
+    background: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +218,9 @@ class _Seen:
 
 
 def _summarise(module: nn.Module, window: Window, config: IntegratedConfig, score: Score) -> _Seen:
-    found = attribute_window(module, window.voxels, config, score=score, frame_mask=window.frame_mask)
+    found = attribute_window(
+        module, window.voxels, config, score=score, frame_mask=window.frame_mask, background=window.background
+    )
     shown = np.ones(len(window.voxels), bool) if window.frame_mask is None else window.frame_mask.cpu().numpy()
     values = found.values[shown].astype(np.float64)
     return _Seen(

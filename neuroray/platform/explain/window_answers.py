@@ -130,7 +130,12 @@ def _explain(
 def _standardised(model: WindowModel, batches: Iterable[tuple[int, Mapping[str, Tensor]]]) -> Iterator[Window]:
     for first_frame, batch in batches:
         there = {name: value.to(model.device) for name, value in batch.items()}
-        yield Window(voxels=standardise(there)[0], first_frame=first_frame, frame_mask=there["frame_mask"][0])
+        yield Window(
+            voxels=standardise(there, config=model.standard)[0],
+            first_frame=first_frame,
+            frame_mask=there["frame_mask"][0],
+            background=model.standard.background,
+        )
 
 
 def _number_score(target: Target, part: slice) -> Score:

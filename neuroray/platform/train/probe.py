@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuroray.platform.data.collate import to_torch
-from neuroray.platform.data.standardise import standardise
+from neuroray.platform.data.standardise import StandardiseConfig, standardise
 from neuroray.platform.data.window_reader import WindowReader
 from neuroray.platform.data.windows import choose_windows
 from neuroray.platform.models.brainmt import BrainMT
@@ -29,7 +29,7 @@ def freeze_encoder(module: BrainMT) -> None:
 
 @torch.no_grad()
 def embed_training_scans(
-    module: BrainMT, recipe: Recipe, cohort: Cohort, reader: WindowReader
+    module: BrainMT, recipe: Recipe, cohort: Cohort, reader: WindowReader, *, standard: StandardiseConfig
 ) -> Float[Tensor, "window channel"]:
     """What the head will take of every covering window of the training scans, one at a time, on the CPU.
 
@@ -45,5 +45,5 @@ def embed_training_scans(
     for window in windows:
         batch = {name: values.to(device) for name, values in to_torch(reader.read_batch([window])).items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.loop.precision == "bf16"):
-            rows.append(module(standardise(batch)).embedding.float().cpu())
+            rows.append(module(standardise(batch, config=standard)).embedding.float().cpu())
     return torch.cat(rows)

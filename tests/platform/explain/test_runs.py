@@ -74,6 +74,15 @@ def test_of_a_linear_model_each_voxel_adds_its_weight_times_its_change(reference
     assert found.score - found.reference_score == pytest.approx(change.sum(), abs=1e-3)
 
 
+def test_background_that_is_not_the_lowest_score_is_given():
+    voxels = _window()
+    assert (make_reference(voxels, "background", background=0.0) == 0).all()
+    assert (make_reference(voxels, "background") == voxels.min()).all()
+    module, config = Linear(), IntegratedConfig(reference="background", num_steps=2)
+    found = attribute_window(module, voxels, config, score=output_score(0), background=0.0)
+    np.testing.assert_allclose(found.values, (voxels * module.weight[0]).detach().numpy(), atol=1e-5)
+
+
 def test_a_product_is_shared_between_its_factors_and_completes():
     labels = block_labels()
     module, voxels = Coupling(labels), _window(1, (12, *GRID))
@@ -161,7 +170,7 @@ def test_windows_of_a_run_are_averaged_and_laid_out_in_time():
     described = found.to_json()
     assert described["time_course"]["signed"][-1] is None
     assert described["num_windows"] == 2
-    assert described["reference_meaning"].startswith("every voxel at the mean")
+    assert described["reference_meaning"].startswith("every voxel at z = 0")
 
 
 def test_connectivity_is_seen_against_the_mean_frame_where_it_is():

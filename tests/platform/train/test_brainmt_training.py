@@ -19,8 +19,11 @@ from contracts.toy_training import train_each
 from neuroray.errors import NeurorayError
 from neuroray.platform.data.augment import AugmentConfig
 from neuroray.platform.data.splits import SplitConfig
+from neuroray.platform.data.standardise import StandardiseConfig
+from neuroray.platform.data.window_reader import WindowReader
 from neuroray.platform.data.windows import WindowConfig
 from neuroray.platform.models.brainmt import BrainMTConfig
+from neuroray.platform.train.frame_pretraining import PretrainConfig
 from neuroray.platform.train.loop import fit, prepare_run
 from neuroray.platform.train.metrics_log import curve, read_metrics
 from neuroray.platform.train.recipe import DataConfig, LoopConfig, OptimConfig, Recipe, RecipeError
@@ -129,6 +132,53 @@ def test_augmentation_changes_training_and_not_validation(store: ScanStore, tmp_
         rows[name] = read_metrics(Location(str(tmp_path / name)))
     assert curve(rows["plain"], "train", "loss") != curve(rows["changed"], "train", "loss")
     assert curve(rows["changed"], "val", "loss") == pytest.approx(curve(rows["plain"], "val", "loss"), abs=1e-6)
+
+
+@pytest.mark.parametrize(("freeze", "held"), [("nothing", ()), ("frames", ("frame_encoder",)), ("encoder", ("",))])
+def test_labels_teach_what_the_recipe_says_of_what_was_pretrained(
+    store: ScanStore, tmp_path: Path, freeze: Any, held: tuple[str, ...]
+):
+    recipe = tiny(
+        freeze=freeze,
+        standardise=StandardiseConfig(by="voxel", drift_degree=1),
+        pretrain=PretrainConfig(num_epochs=2),
+        loop=LoopConfig(batch_size=4, num_epochs=1),
+    )
+    task, cohort = recipe.task(), recipe.task().prepare(store)
+    fresh, pretrained = task.build(), task.build()
+    task.calibrate(pretrained, cohort)
+    fit(recipe, store=store.uri, out=str(tmp_path))
+    learned = load_weights(tmp_path / "model")[0]
+    for name, value in pretrained.state_dict().items():
+        assert torch.equal(value, fresh.state_dict()[name]) == (not name.startswith("frame_encoder.")), name
+        is_held = name.startswith(held) and not name.startswith("head.") if held else False
+        assert torch.equal(value, learned[name]) == is_held, name
+
+
+def test_pretraining_reads_the_training_people_alone(store: ScanStore, monkeypatch: pytest.MonkeyPatch):
+    recipe = tiny(standardise=StandardiseConfig(by="voxel"), pretrain=PretrainConfig(num_epochs=1))
+    task, seen = recipe.task(), set()
+    cohort = task.prepare(store)
+    read = WindowReader.read_batch
+
+    def note(self: WindowReader, items: Any, buffers: Any = None) -> Any:
+        seen.update(item.scan_id for item in items)
+        return read(self, items, buffers)
+
+    monkeypatch.setattr(WindowReader, "read_batch", note)
+    task.calibrate(task.build(), cohort)
+    assert seen == set(cohort.split.train)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"augment": AugmentConfig(flip_sign=True)}, {"pretrain": PretrainConfig(num_epochs=1)}]
+)
+def test_what_only_fluctuations_allow_is_refused_of_scores_by_scan(changes: dict[str, Any]):
+    with pytest.raises(RecipeError, match=r"--standardise\.by voxel"):
+        tiny(**changes)
+    assert tiny(**changes, standardise=StandardiseConfig(by="voxel"))
+    with pytest.raises(RecipeError, match="hidden_share 1"):
+        PretrainConfig(hidden_share=1.0)
 
 
 def test_windows_of_a_scan_are_averaged_before_they_are_scored():

@@ -41,6 +41,9 @@ class BrainMTConfig(Config):
         head: `linear`, as released; `mlp` on the normalised token, as the paper tells; `probe`: linear on channels
             whose mean and spread over the training scans are fixed before it learns.
         final_norm: Normalise the token before a linear head.
+        time_steps: Of the scans, as drawn. `released`: about 0.7 (the released code sets their bias to 0), so that a
+            state forgets within a few tokens; `mamba`: 0.001 to 0.1 (Gu and Dao 2023), so that states gather what
+            tokens of many frames say.
         drop_path: Rate at which the deepest layers are skipped for a scan in training; earlier ones less.
         checkpoint: Keep only what enters a layer and compute the rest again in the backward pass.
         frames_at_once: Frames that go through the convolutions together, of all scans of a batch; None: all.
@@ -65,6 +68,7 @@ class BrainMTConfig(Config):
     pool: Literal["cls", "mean"] = "cls"
     head: Literal["linear", "mlp", "probe"] = "linear"
     final_norm: bool = False
+    time_steps: Literal["released", "mamba"] = "released"
     drop_path: float = 0.1
     checkpoint: bool = without_effect(True)
     frames_at_once: int | None = without_effect(8)

@@ -44,6 +44,12 @@ class ScanDirection(nn.Module):
         self.log_decay = nn.Parameter(torch.arange(1, states + 1).float().log().repeat(channels, 1))
         self.skip = nn.Parameter(torch.ones(channels))
 
+    def draw_time_steps(self, shortest: float = 0.001, longest: float = 0.1) -> None:
+        """Biases of which softplus makes steps between the two, their logarithms equally likely (Gu and Dao 2023)."""
+        steps = torch.exp(torch.empty_like(self.delta.bias).uniform_(math.log(shortest), math.log(longest)))
+        with torch.no_grad():
+            self.delta.bias.copy_(steps + torch.log(-torch.expm1(-steps)))
+
     def forward(self, x: Float[Tensor, "batch token channel"], *, reverse: bool) -> ReverseDirection:
         """The scan's inputs for this direction (Gu and Dao 2023, section 3.2); `delta_bias` is left to the scan."""
         u = causal_conv(x, self.conv.weight[:, 0], self.conv.bias, reverse=reverse, impl=self.impl)

@@ -12,7 +12,7 @@ from neuroray.platform.models.brainmt.attention import AttentionLayer, TokenMixi
 from neuroray.platform.models.brainmt.config import token_grid
 from neuroray.platform.models.brainmt.embedding import TokenEmbedding
 from neuroray.platform.models.brainmt.frames import ConvFrameEncoder, PatchFrameEncoder, encode_frames
-from neuroray.platform.models.brainmt.mamba import MambaLayer, RMSNorm, add_residual, shrink_for_depth
+from neuroray.platform.models.brainmt.mamba import MambaLayer, RMSNorm, ScanDirection, add_residual, shrink_for_depth
 from neuroray.platform.models.errors import ModelError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class BrainMT(nn.Module):
         """Answers for a batch of windows.
 
         Args:
-            voxels: Standardised over the brain, in RAS+ order, background at the lowest value.
+            voxels: Standardised, in RAS+ order.
 
         Raises:
             ModelError: no batch of 4D windows, or no frame in it.
@@ -151,6 +151,10 @@ class BrainMT(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        if self.config.time_steps == "mamba":
+            for module in self.modules():
+                if isinstance(module, ScanDirection):
+                    module.draw_time_steps()
         num_layers = self.config.mamba_depth + self.config.attention_depth
         for name, module in self.named_modules():
             if name.endswith(("mixer.project_out", "mlp.down")):

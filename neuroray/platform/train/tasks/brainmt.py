@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from neuroray.platform.data.augment import AugmentConfig, augment
-from neuroray.platform.data.standardise import standardise
+from neuroray.platform.data.standardise import StandardiseConfig, standardise
 from neuroray.platform.data.targets import Target, slice_outputs
 from neuroray.platform.data.window_reader import WindowReader
 from neuroray.platform.data.windows import WindowConfig
@@ -23,6 +23,7 @@ from neuroray.platform.evaluate.conformal import Calibration, calibrate_errors
 from neuroray.platform.evaluate.metrics import classification_metrics, regression_metrics
 from neuroray.platform.models.brainmt import BrainMT, BrainMTConfig
 from neuroray.platform.models.brainmt.model import ProbeHead
+from neuroray.platform.train.frame_pretraining import PretrainConfig, pretrain_on
 from neuroray.platform.train.parallel import seeded
 from neuroray.platform.train.probe import embed_training_scans, freeze_encoder
 from neuroray.platform.train.recipe import DataConfig, Recipe, RecipeError
@@ -35,7 +36,7 @@ from neuroray.storage.store import ScanStore
 
 logger = logging.getLogger(__name__)
 
-_MODEL_FORMAT = 1
+_MODEL_FORMAT = 2
 _CLASS_SCORES = frozenset({"val_auc", "val_balanced_accuracy", "val_loss"})
 _NUMBER_SCORES = frozenset({"val_r", "val_r2", "val_mae", "val_loss"})
 
@@ -52,8 +53,11 @@ class BrainMTRecipe(Recipe):
         classify: Labels that are learned as classes.
         regress: Labels that are learned as measures, in standard deviations of the training scans.
         class_weights: `balanced`: all classes count the same in the loss, however many people they have.
+        standardise: How stored numbers become scores.
         augment: What is done to training windows.
-        freeze: `encoder`: only the head learns (a linear probe); the encoder then also runs as in an evaluation.
+        pretrain: What the frame encoder alone learns first, without labels, from the training people's windows.
+        freeze: What labels do not teach: `frames`, the frame encoder; or `encoder`, all but the head (a linear probe),
+            which then also runs as in an evaluation.
         start: The run whose encoder this one starts from (`neuroray train --init`); None: drawn weights.
     """
 
@@ -67,8 +71,10 @@ class BrainMTRecipe(Recipe):
     classify: tuple[str, ...] = ("sex",)
     regress: tuple[str, ...] = ()
     class_weights: Literal["equal", "balanced"] = "equal"
+    standardise: StandardiseConfig = field(default_factory=StandardiseConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    freeze: Literal["nothing", "encoder"] = "nothing"
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    freeze: Literal["nothing", "frames", "encoder"] = "nothing"
     start: Annotated[StartConfig | None, tyro.conf.Suppress] = None
 
     def __post_init__(self) -> None:
@@ -89,6 +95,12 @@ class BrainMTRecipe(Recipe):
                 given=self.loop.select_by,
                 expected=f"one of {', '.join(sorted(fitting))}",
                 fix=f"--loop.select-by {'val_r' if main in self.regress else 'val_auc'}",
+            )
+        if (self.augment.flip_sign or self.pretrain.num_epochs) and self.standardise.by != "voxel":
+            raise RecipeError(
+                "only of fluctuations can signs be changed, or be foretold what is hidden",
+                given=f"augment.flip_sign {self.augment.flip_sign}, pretrain.num_epochs {self.pretrain.num_epochs}",
+                fix="--standardise.by voxel",
             )
         if self.data.windows.sampler == "whole" and self.loop.batch_size > 1:
             raise RecipeError(
@@ -156,28 +168,42 @@ class BrainMTTask:
         return cohort if recipe.start is None else join_start(cohort, recipe.start, recipe.model)
 
     def build(self) -> BrainMT:
-        """The model, its weights drawn; every parameter learns, or those of the head alone."""
+        """The model, its weights drawn; every parameter learns, but for what the recipe freezes."""
         with seeded(self._recipe.seed):
             module = self._recipe.model.build()
         if self._recipe.freeze == "encoder":
             freeze_encoder(module)
+        elif self._recipe.freeze == "frames":
+            module.frame_encoder.requires_grad_(False)
         return module
 
     def calibrate(self, module: nn.Module, cohort: Cohort) -> None:
-        """Loads the weights to start from, and a probe's scale; keeps what loss and scores need.
+        """Loads the weights to start from, pretrains, finds a probe's scale; keeps what loss and scores need.
 
         That is means, spreads and class weights of the training scans, and who is whose scan.
 
         Raises:
-            RecipeError: the weights to start from are gone, or others.
+            RecipeError: the weights to start from are gone, or others; a pretraining on runs of several grids.
         """
         assert isinstance(module, BrainMT)
         self._targets = cohort.targets
         self._groups = tuple(cohort.groups[scan_id] for scan_id in _number_scans(cohort))
         if self._recipe.start is not None:
             load_encoder(module, self._recipe.start)
+        if self._recipe.pretrain.num_epochs:
+            pretrain_on(
+                cohort,
+                self.reader(cohort),
+                module,
+                self._recipe.pretrain,
+                recipe=self._recipe,
+                standard=self._recipe.standardise,
+            )
         if isinstance(module.head, ProbeHead):
-            module.head.fit_scale(embed_training_scans(module, self._recipe, cohort, self.reader(cohort)))
+            embedded = embed_training_scans(
+                module, self._recipe, cohort, self.reader(cohort), standard=self._recipe.standardise
+            )
+            module.head.fit_scale(embedded)
 
     def blocks(self, module: nn.Module) -> Sequence[nn.Module]:
         """Every layer of the sequence part; convolutions, tables, shared MLP and head go with the root."""
@@ -203,9 +229,10 @@ class BrainMTTask:
 
     def forward(self, module: nn.Module, batch: Batch) -> Outputs:
         """Outputs of every window; padding and unacquired frames are background."""
-        voxels = standardise(batch)
+        standard = self._recipe.standardise
+        voxels = standardise(batch, config=standard)
         if module.training:
-            voxels = augment(voxels, batch["frame_mask"], self._recipe.augment)
+            voxels = augment(voxels, batch["frame_mask"], self._recipe.augment, background=standard.background)
         if self._recipe.freeze == "encoder":
             module.eval()  # what does not learn is not dropped either; a step's train() sets it back
         return {"outputs": module(voxels).outputs}
@@ -258,6 +285,7 @@ class BrainMTTask:
             "targets": [target.to_json() for target in cohort.targets],
             "modality": recipe.data.modality,
             "windows": recipe.data.windows.covering().to_json(),
+            "standardise": recipe.standardise.to_json(),
             "spacing_mm": [list(bound) for bound in cohort.spacing_mm],
             "runs": cohort.facts,
             "profile": cohort.profile.to_json(),

@@ -59,6 +59,20 @@ class TestBrainMTWithAllItsOptions(TestBrainMT):
         return small_config(shared_mlp=False, head="mlp", halve_directions=True, frame_encoder="patch", num_frames=7)
 
 
+@pytest.mark.parametrize(("time_steps", "low", "high"), [("released", 0.693, 0.694), ("mamba", 0.001, 0.1)])
+def test_time_steps_of_the_scans_begin_as_the_configuration_says(time_steps: str, low: float, high: float):
+    torch.manual_seed(0)
+    model = small_config(time_steps=time_steps).build()
+    biases = [value for name, value in model.named_parameters() if name.endswith("delta.bias")]
+    steps = nn.functional.softplus(torch.cat(biases))
+    assert len(biases) == 4
+    assert low * 0.999 < steps.min()
+    assert steps.max() < high * 1.001  # float32
+    if time_steps == "mamba":
+        # Logarithms equally likely: their mean, over 256 draws.
+        assert float(steps.log10().mean()) == pytest.approx(-2, abs=0.2)
+
+
 @pytest.mark.parametrize(
     ("bidirectional", "expected", "tensors"), [(True, 40_567_233, 268), (False, 39_104_961, 184)], ids=["both", "one"]
 )
