@@ -18,7 +18,7 @@ BENCH_INGEST ?=
 export RAY_USAGE_STATS_ENABLED := 0
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 
-.PHONY: help demo test test-gpu test-s3 check bench bench-data bench-brainmt constraints readme clean
+.PHONY: help demo test test-gpu test-s3 check bench bench-data bench-brainmt bench-extract constraints readme clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo "make test-gpu  the kernels' and models' contract suites on a GPU; PYTHON=python3 takes that one's torch, triton, pytest"
 	@echo "make test-s3  the tests of object storage on OpenStack Swift, which it installs; NEURORAY_TEST_BUCKET=s3://bucket/prefix: there"
 	@echo "make bench   kernels against their peers on this machine, into docs/benchmarks (BENCH=options)"
+	@echo "make bench-extract  slice features against a plain timm loop, into docs/benchmarks (BENCH=options)"
 	@echo "make bench-data  windows, streams and ingest against their peers on this machine, into docs/benchmarks (BENCH=options)"
 	@echo "make bench-brainmt  memory and time of BrainMT's steps against frames and against other ways, into docs/benchmarks (BENCH=options)"
 	@echo "make check   formatting, lint, types, layers"
@@ -70,6 +71,9 @@ bench-data: $(STAMP)
 
 bench-brainmt: $(if $(PYTHON),,$(STAMP))
 	@$(if $(PYTHON),$(PYTHON),$(BIN)/python) -m neuroray.platform.models.brainmt.benchmark $(BENCH)
+
+bench-extract: $(STAMP)
+	@$(BIN)/python -m neuroray.platform.data.benchmark_extract $(BENCH)
 
 check: $(STAMP)
 	@$(BIN)/ruff check .

@@ -19,6 +19,7 @@ from neuroray.jobs.recipes import load_recipe
 from neuroray.jobs.run_record import record_run
 from neuroray.platform.data.extract import Extraction, SliceModelConfig, extract_features
 from neuroray.platform.models import MODELS
+from neuroray.platform.train.slice_features import use_encoder
 from neuroray.storage.store import ScanStore
 
 
@@ -34,6 +35,9 @@ class Args:
 
     model: str | None = None
     """A model's config.json in place of the recipe's model."""
+
+    encoder: str | None = None
+    """The run of a first stage (brainrotvit:stage1) whose encoder is taken in place of the recipe's."""
 
     modality: str | None = None
     """The kind of scan, in place of the recipe's."""
@@ -98,7 +102,7 @@ def _choose_model(args: Args) -> tuple[SliceModelConfig, str]:
             fix=f"train it at once: neuroray train {args.recipe} STORE",
         )
     if args.model is None:
-        return recipe.model, modality
+        return recipe.model if args.encoder is None else use_encoder(recipe.model, args.encoder), modality
     try:
         card = json.loads(Path(args.model).read_text())
     except (OSError, ValueError) as error:

@@ -6,7 +6,7 @@ import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -14,6 +14,7 @@ from neuroray.errors import NeurorayError
 from neuroray.jobs.logs import progress
 from neuroray.jobs.run_record import record_run
 from neuroray.serve.maps import NUM_STEPS, AnswerMap
+from neuroray.serve.measure_predictor import MeasurePredictor
 from neuroray.serve.prediction import ModelCard, TargetCard
 from neuroray.serve.predictor import Predictor, load_predictor
 from neuroray.storage.nifti import read_scan, write_map
@@ -31,6 +32,9 @@ class Args:
 
     scans: Annotated[tuple[str, ...], tyro.conf.Positional]
     """NIfTI or MGZ files: volumes or runs, as the model was trained on."""
+
+    sex: Literal["M", "F"] | None = None
+    """Sex of the person or people scanned, for models that take it into account; they say so where it is not given."""
 
     out: str = "runs/predict"
     """Where predictions.json, predictions.csv and run.json go."""
@@ -67,7 +71,8 @@ def run(args: Args) -> dict[str, Any]:
 def _answer_file(predictor: Predictor, path: str, number: int, args: Args) -> dict[str, Any]:
     try:
         scan = read_scan(path)
-        prediction = predictor.predict(scan).to_json()
+        takes_sex = isinstance(predictor, MeasurePredictor)
+        prediction = (predictor.predict(scan, sex=args.sex) if takes_sex else predictor.predict(scan)).to_json()
         explained = _write_map(predictor.explain(scan, num_steps=args.num_steps), args, number) if args.explain else {}
     except NeurorayError as error:
         return {"scan": path, "refusal": error.to_json() | {"text": str(error)}}

@@ -26,6 +26,7 @@ from neuroray.platform.train.motion_range import with_motion
 from neuroray.platform.train.people import choose_records
 from neuroray.platform.train.recipe import Recipe, RecipeError
 from neuroray.platform.train.run_folder import FitResult, choose_version, read_result
+from neuroray.platform.train.slice_features import use_encoder
 from neuroray.platform.train.start_weights import find_start
 from neuroray.platform.train.step import RankBatch
 from neuroray.storage.locations import Location
@@ -53,6 +54,9 @@ class Args:
 
     init: str | None = None
     """Start from the encoder of this finished run (of its fold-K, where it has folds): a pretraining, or any other."""
+
+    encoder: str | None = None
+    """Of slice models: the run of a first stage (brainrotvit:stage1) whose encoder is taken."""
 
     extract: bool = False
     """First compute the slice features that are missing."""
@@ -92,6 +96,8 @@ def run(args: Args, recipe: Recipe) -> dict[str, Any]:
         scaling = dataclasses.replace(recipe.scaling, num_workers=args.workers)
         recipe = dataclasses.replace(recipe, scaling=scaling)
     _require_places(args)
+    if args.encoder is not None:
+        recipe = _take_encoder(args.encoder, recipe)
     if args.dry_run and not args.store:
         return _forecast(args, recipe, None)
     if args.extract and not args.dry_run:
@@ -148,6 +154,13 @@ def _help(argv: Sequence[str]) -> dict[str, Any]:
     lines = ["usage: neuroray train RECIPE --store STORE --out RUN [--FIELD VALUE ...]", "", "recipes:"]
     lines += [f"  {name}" for name in names] + ["  ./file.py:function    a recipe of your own"]
     return {"text": "\n".join([*lines, "", "  neuroray train RECIPE --help    every field that can be set"])}
+
+
+def _take_encoder(run: str, recipe: Recipe) -> Recipe:
+    described: Any = recipe
+    if not hasattr(described.model, "encoder"):
+        raise UsageError("only models of slices have an encoder", given=recipe.name, expected="e.g. brainrotvit:base")
+    return dataclasses.replace(described, model=use_encoder(described.model, run))
 
 
 def _variants(args: Args, recipe: Recipe) -> list[tuple[Location, Recipe]]:

@@ -6,8 +6,9 @@ import json
 from typing import Any, Final, Protocol
 
 from neuroray.errors import NeurorayError
-from neuroray.platform.evaluate.loaded import CARD_FORMATS, load_slice_model, load_window_model
+from neuroray.platform.evaluate.loaded import CARD_FORMATS, load_measure_model, load_slice_model, load_window_model
 from neuroray.serve.maps import AnswerMap
+from neuroray.serve.measure_predictor import MeasurePredictor
 from neuroray.serve.prediction import ModelCard, Prediction, TargetCard
 from neuroray.serve.run_predictor import RunPredictor
 from neuroray.serve.slice_predictor import SlicePredictor
@@ -88,7 +89,11 @@ def _load_runs(folder: Location, card: ModelCard, profile: Profile, device: str)
     return RunPredictor(card, load_window_model(folder, device=device), profile)
 
 
-_LOADERS: Final = {"brainmt": _load_runs, "dinoatten3d": _load_slices}
+def _load_measures(folder: Location, card: ModelCard, profile: Profile, device: str) -> Predictor:
+    return MeasurePredictor(card, load_measure_model(folder, device=device), profile)
+
+
+_LOADERS: Final = {"brainmt": _load_runs, "brainrotvit": _load_measures, "dinoatten3d": _load_slices}
 
 
 def _find_model(uri: str) -> tuple[Location, dict[str, Any]]:

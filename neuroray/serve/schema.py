@@ -89,6 +89,7 @@ class TargetValue(BaseModel):
     probabilities: dict[str, float] = Field(description="class to probability; empty for a number")
     value: float | None = Field(description="of a number, in its unit; null for classes")
     unit: str
+    quantiles: dict[str, float] = Field(description="of a number: level to value; empty where the model tells none")
     interval: IntervalValue | None = Field(description="of a number; null for classes, and where there is none")
     no_interval: str | None = Field(description="of a number without an interval: why there is none")
     spread: float | None = Field(

@@ -10,7 +10,8 @@ from neuroray.platform.models.dinoatten3d import DinoAtten3DConfig
 from neuroray.platform.models.layers.encoder import SliceEncoderConfig
 from neuroray.platform.models.layers.slices import SliceStackConfig
 from neuroray.platform.train.recipe import LoopConfig
-from neuroray.platform.train.tasks.dinoatten3d import DinoAtten3DRecipe, feature_fingerprint
+from neuroray.platform.train.slice_features import feature_fingerprint
+from neuroray.platform.train.tasks.dinoatten3d import DinoAtten3DRecipe
 from neuroray.storage.bids import Participant
 from neuroray.storage.features import FeatureSet, FeatureStore
 from neuroray.storage.scan import Scan

@@ -15,6 +15,7 @@ from neuroray.platform.train.recipe import Recipe, RecipeError
 # Model to module; a module is imported when one of its recipes is asked for.
 RECIPES = {
     "brainmt": "neuroray.jobs.recipes.brainmt",
+    "brainrotvit": "neuroray.jobs.recipes.brainrotvit",
     "dinoatten3d": "neuroray.jobs.recipes.dinoatten3d",
 }
 

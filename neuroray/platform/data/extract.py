@@ -15,7 +15,7 @@ from neuroray.errors import NeurorayError
 from neuroray.platform.data.dataset import scan_dataset, unwrap_error
 from neuroray.platform.data.plan import ReadItem
 from neuroray.platform.data.readers import ScanReader
-from neuroray.platform.models.layers.slices import SliceStackConfig, slice_positions_mm
+from neuroray.platform.models.layers.slices import SlicePlan, slice_positions_mm
 from neuroray.storage.features import FeatureRecord, FeatureSet, FeatureStore
 from neuroray.storage.store import ScanRecord, ScanStore
 
@@ -35,7 +35,7 @@ class SliceModelConfig(Protocol):
     """The configuration of a model that looks at slices through a frozen encoder."""
 
     @property
-    def slices(self) -> SliceStackConfig:
+    def slices(self) -> SlicePlan:
         """How a volume becomes pictures."""
         ...
 
@@ -132,7 +132,10 @@ class SliceExtractor:
             features=found.features.cpu().float().numpy(),
             mask=found.mask.cpu().numpy(),
             position_mm=slice_positions_mm(
-                record.shape[-3:], np.array(record.affine).reshape(4, 4), self._slices, slice_index
+                record.shape[-3:],
+                np.array(record.affine).reshape(4, 4),
+                self._slices,
+                found.slice_place.cpu().double().numpy(),
             ).astype(np.float32),
             slice_index=slice_index,
         )

@@ -88,7 +88,7 @@ class RowCache:
                 self._held_bytes -= size_bytes(self._rows.popitem(last=False)[1])
 
 
-class _StoreReader:
+class StoreReader:
     """What both readers share: a store opened once per process, labels, rows kept."""
 
     def __init__(
@@ -151,7 +151,7 @@ class _StoreReader:
         return {"label": np.array(label, dtype=np.float32 if isinstance(label, float | Sequence) else np.int64)}
 
 
-class FeatureReader(_StoreReader):
+class FeatureReader(StoreReader):
     """Reads cached slice features: `features` (slice, channel) float32, `mask` (slice,), `position_mm` (slice,).
 
     Args:
@@ -198,7 +198,7 @@ class FeatureReader(_StoreReader):
         }
 
 
-class ScanReader(_StoreReader):
+class ScanReader(StoreReader):
     """Reads voxels: `voxels` ([time] x y z) float32, `affine` (4, 4) float64, `spacing_mm` (3,) float64.
 
     Args:

@@ -9,14 +9,21 @@ from typing import Any, Final, Protocol
 from torch import Tensor
 
 from neuroray.platform.evaluate.metrics import EvaluationError
+from neuroray.platform.evaluate.slice_measure import SliceMeasureModel
 from neuroray.platform.evaluate.slice_model import SliceModel
 from neuroray.platform.evaluate.window_model import WindowModel
 from neuroray.platform.models import MODELS
 from neuroray.storage.checkpoint import load_weights
 from neuroray.storage.locations import Location
 
-_KINDS: Final[dict[str, type[SliceModel] | type[WindowModel]]] = {"brainmt": WindowModel, "dinoatten3d": SliceModel}
-CARD_FORMATS: Final[dict[str, tuple[int, ...]]] = {"brainmt": (1, 2), "dinoatten3d": (1,)}
+AnyModel = SliceMeasureModel | SliceModel | WindowModel
+
+_KINDS: Final[dict[str, type[AnyModel]]] = {
+    "brainmt": WindowModel,
+    "brainrotvit": SliceMeasureModel,
+    "dinoatten3d": SliceModel,
+}
+CARD_FORMATS: Final[dict[str, tuple[int, ...]]] = {"brainmt": (1, 2), "brainrotvit": (1,), "dinoatten3d": (1,)}
 """Of each model's card, those that this version reads; a format 1 of brainmt says nothing of `standardise`."""
 
 
@@ -38,7 +45,7 @@ class LoadedModel(Protocol):
         ...
 
 
-def load_model(folder: Location | str | PathLike[str], *, device: str = "cpu") -> SliceModel | WindowModel:
+def load_model(folder: Location | str | PathLike[str], *, device: str = "cpu") -> AnyModel:
     """Rebuilds a model from its folder alone.
 
     Raises:
@@ -70,7 +77,7 @@ def load_slice_model(folder: Location | str | PathLike[str], *, device: str = "c
         EvaluationError: a model that has none, besides what `load_model` raises.
         StoreError: as `load_model`.
     """
-    return _require(load_model(folder, device=device), SliceModel, "slices", others="windows", example="dinoatten3d")
+    return _require(load_model(folder, device=device), SliceModel, "slices and their classes", example="dinoatten3d")
 
 
 def load_window_model(folder: Location | str | PathLike[str], *, device: str = "cpu") -> WindowModel:
@@ -80,11 +87,41 @@ def load_window_model(folder: Location | str | PathLike[str], *, device: str = "
         EvaluationError: a model that has none, besides what `load_model` raises.
         StoreError: as `load_model`.
     """
-    return _require(load_model(folder, device=device), WindowModel, "windows", others="slices", example="brainmt")
+    return _require(load_model(folder, device=device), WindowModel, "windows", example="brainmt")
 
 
-def _require[M](model: LoadedModel, kind: type[M], what: str, *, others: str, example: str) -> M:
+def load_measure_model(folder: Location | str | PathLike[str], *, device: str = "cpu") -> SliceMeasureModel:
+    """`load_model`, for what can only be done with a measure told from slices.
+
+    Raises:
+        EvaluationError: a model that tells none, besides what `load_model` raises.
+        StoreError: as `load_model`.
+    """
+    return _require(load_model(folder, device=device), SliceMeasureModel, "slices and a measure", example="brainrotvit")
+
+
+def load_target_model(
+    folder: Location | str | PathLike[str], *, device: str = "cpu"
+) -> SliceMeasureModel | WindowModel:
+    """`load_model`, for models that answer target by target.
+
+    Raises:
+        EvaluationError: a model that does not, besides what `load_model` raises.
+        StoreError: as `load_model`.
+    """
+    kinds = SliceMeasureModel | WindowModel
+    return _require(load_model(folder, device=device), kinds, "targets", example="brainmt, brainrotvit")
+
+
+_WHAT: Final[dict[type, str]] = {
+    SliceMeasureModel: "slices and a measure",
+    SliceModel: "slices and their classes",
+    WindowModel: "windows",
+}
+
+
+def _require(model: Any, kind: Any, what: str, *, example: str) -> Any:
     if not isinstance(model, kind):
-        given = f"{model.card['model_name']}, a model of {others}"
+        given = f"{model.card['model_name']}, a model of {_WHAT[type(model)]}"
         raise EvaluationError(f"this is done with models of {what}", given=given, expected=f"e.g. {example}")
     return model

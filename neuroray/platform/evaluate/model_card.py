@@ -25,7 +25,7 @@ def render_model_card(config: dict[str, Any], report: dict[str, Any] | None, *, 
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    template = environment.get_template("window_card.md.j2" if "targets" in config else "model_card.md.j2")
+    template = environment.get_template(_choose_template(config))
     return template.render(
         config=config,
         training=config["training"],
@@ -36,6 +36,13 @@ def render_model_card(config: dict[str, Any], report: dict[str, Any] | None, *, 
         licence=licence,
         version=config["weights"]["sha256"][:12],
     )
+
+
+def _choose_template(config: dict[str, Any]) -> str:
+    """Windows of runs, a measure told from slices, or classes of slices."""
+    if "windows" in config:
+        return "window_card.md.j2"
+    return "measure_card.md.j2" if "targets" in config else "model_card.md.j2"
 
 
 def _metric_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:

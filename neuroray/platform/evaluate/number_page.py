@@ -37,8 +37,7 @@ def describe_number_page(evaluation: NumberEvaluation) -> dict[str, Any]:
         "facts": describe_facts(evaluation),
         "key": _key_numbers(evaluation),
         "warnings": evaluation.warnings,
-        "answer_text": "What is said of a scan is the mean over windows that cover it without a gap. "
-        + _tell_coverage(evaluation),
+        "answer_text": f"{_tell_answer(evaluation)} {_tell_coverage(evaluation)}",
         "answers": _answers(evaluation, numbering),
         "metrics": _metric_rows(evaluation),
         "fold_names": list_fold_names(evaluation),
@@ -55,6 +54,12 @@ def describe_number_page(evaluation: NumberEvaluation) -> dict[str, Any]:
         "footer": f"Made by neuroray {provenance['versions']['neuroray']} on {provenance['made_at']}. "
         "No diagnostic device: for research use.",
     }
+
+
+def _tell_answer(evaluation: NumberEvaluation) -> str:
+    if all(row.num_windows == 1 for row in evaluation.judged):
+        return "Of every scan it says one number."
+    return "What is said of a scan is the mean over windows that cover it without a gap."
 
 
 def _unit(evaluation: NumberEvaluation) -> str:

@@ -28,7 +28,7 @@ from neuroray.platform.evaluate.number_evidence import NumberEvaluation
 from neuroray.platform.evaluate.number_findings import gather_number_warnings
 from neuroray.platform.evaluate.run import RunFold, check_people, read_curves, read_folds
 from neuroray.platform.evaluate.slice_model import SliceModel, SliceView
-from neuroray.platform.evaluate.window_protocol import evaluate_windows
+from neuroray.platform.evaluate.window_protocol import evaluate_targets
 from neuroray.platform.models.layers.slices import slice_positions_mm
 from neuroray.storage.features import FeatureStore
 from neuroray.storage.profiles.agreement import read_model_profile
@@ -78,7 +78,7 @@ def evaluate(
     provenance = _describe_origin(run, runs, opened, facts or {})
     draws = {"seed": seed, "num_resamples": num_resamples}
     if "targets" in runs[0].card:
-        found = evaluate_windows(
+        found = evaluate_targets(
             runs, opened, target=target, provenance=provenance, **draws, device=device, track=track
         )
     else:

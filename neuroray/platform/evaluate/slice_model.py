@@ -112,15 +112,20 @@ class SliceModel:
         Raises:
             ScanError: a time series.
         """
-        if scan.is_timeseries:
-            raise ScanError(
-                "a time series cannot be looked at as one volume",
-                given=f"{scan.num_frames} frames",
-                expected="a three-dimensional scan",
-            )
+        require_volume(scan)
         return torch.tensor(np.asarray(scan.voxels, dtype=np.float32), device=self.device)
 
     def answer(self, view: SliceView) -> Answer:
         """The head's answer; gradients pass when the features ask for them."""
         output = self.module.head(view.features[None].to(self.device), view.mask[None].to(self.device))
         return Answer(logits=output.logits[0], slice_weights=output.attention[0])
+
+
+def require_volume(scan: Scan) -> None:
+    """Raises ScanError for a time series."""
+    if scan.is_timeseries:
+        raise ScanError(
+            "a time series cannot be looked at as one volume",
+            given=f"{scan.num_frames} frames",
+            expected="a three-dimensional scan",
+        )

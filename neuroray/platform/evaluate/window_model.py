@@ -38,6 +38,7 @@ class TargetAnswer:
         unit: Of the value.
         interval: Of a measure: where the truth lies, by the errors in validation people; None where there is none.
         no_interval: Of a measure without an interval: why, as a sentence that begins with "no interval".
+        quantiles: Of a measure, where the model tells them: level ("0.05") to value, in rising order.
         spread: Standard deviation over windows, of the value or of the likeliest class's probability; None of one
             window. It tells how much the answer changes within the run, not how far it is from the truth.
         num_windows: How many windows there were.
@@ -49,6 +50,7 @@ class TargetAnswer:
     unit: str = ""
     interval: PredictionInterval | None = None
     no_interval: str | None = None
+    quantiles: Mapping[str, float] = field(default_factory=dict)
     spread: float | None = None
     num_windows: int = 1
 
@@ -148,15 +150,17 @@ class WindowModel:
 
     def read(self, outputs: Float[Tensor, "window output"]) -> tuple[TargetAnswer, ...]:
         """What the windows of one run say of each target, measures with the interval that the model was saved with."""
-        return tuple(map(self._bound, read_outputs(self.targets, outputs)))
+        return tuple(bound_answer(answer, self.provenance) for answer in read_outputs(self.targets, outputs))
 
-    def _bound(self, answer: TargetAnswer) -> TargetAnswer:
-        if answer.value is None:
-            return answer
-        found = read_calibrations(self.provenance).get(answer.name)
-        if found is None:
-            return dataclasses.replace(answer, no_interval=NOT_RECORDED)
-        return dataclasses.replace(answer, interval=found.around(answer.value), no_interval=found.reason)
+
+def bound_answer(answer: TargetAnswer, provenance: Mapping[str, Any]) -> TargetAnswer:
+    """The answer with the interval that the model was saved with, or the reason why there is none; classes as is."""
+    if answer.value is None:
+        return answer
+    found = read_calibrations(provenance).get(answer.name)
+    if found is None:
+        return dataclasses.replace(answer, no_interval=NOT_RECORDED)
+    return dataclasses.replace(answer, interval=found.around(answer.value), no_interval=found.reason)
 
 
 def read_outputs(targets: Sequence[Target], outputs: Float[Tensor, "window output"]) -> tuple[TargetAnswer, ...]:

@@ -1,4 +1,4 @@
-"""The test people of a run of a window model: covering windows averaged over each scan, one target at a time."""
+"""The test people of a run whose model answers target by target, from windows of runs or from slices of volumes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from neuroray.platform.evaluate.evidence import (
     measure,
     stratify,
 )
-from neuroray.platform.evaluate.loaded import load_window_model
+from neuroray.platform.evaluate.loaded import load_target_model
 from neuroray.platform.evaluate.metrics import EvaluationError, classification_metrics, regression_metrics
 from neuroray.platform.evaluate.number_evidence import (
     JudgedNumber,
@@ -34,12 +34,16 @@ from neuroray.platform.evaluate.number_evidence import (
     stratify_numbers,
 )
 from neuroray.platform.evaluate.run import RunFold, read_curves
+from neuroray.platform.evaluate.slice_measure import SliceMeasureModel, judge_measures
 from neuroray.platform.evaluate.window_model import TargetAnswer, WindowModel
 from neuroray.storage.profiles.agreement import read_model_profile
 from neuroray.storage.records import ScanRecord
 from neuroray.storage.store import ScanStore
 
 Track = Callable[[Sequence[str]], Iterable[str]]
+
+TargetModel = SliceMeasureModel | WindowModel
+"""What answers target by target."""
 
 
 def judge_runs(
@@ -58,7 +62,7 @@ def judge_runs(
         yield scan_id, model.read(outputs)
 
 
-def evaluate_windows(
+def evaluate_targets(
     runs: Sequence[RunFold],
     store: ScanStore,
     *,
@@ -77,7 +81,7 @@ def evaluate_windows(
         EvaluationError: no such target, or nobody on the test side has the label.
     """
     records = {record.scan_id: record for record in store.records()}
-    models = [load_window_model(fold.path / "model", device=device) for fold in runs]
+    models = [load_target_model(fold.path / "model", device=device) for fold in runs]
     chosen = [_choose_target(model, target) for model in models]
     said = [
         _judge(fold, model, store, one, records, track) for fold, model, one in zip(runs, models, chosen, strict=True)
@@ -98,7 +102,7 @@ _Said = list[tuple[ScanRecord, float, TargetAnswer]]
 """Of each test scan with the label: its row, the true class index or number, and the answer."""
 
 
-def _choose_target(model: WindowModel, name: str | None) -> Target:
+def _choose_target(model: TargetModel, name: str | None) -> Target:
     targets = {target.name: target for target in model.targets}
     wanted = name or model.card["target"]
     if wanted not in targets:
@@ -108,7 +112,7 @@ def _choose_target(model: WindowModel, name: str | None) -> Target:
 
 def _judge(
     fold: RunFold,
-    model: WindowModel,
+    model: TargetModel,
     store: ScanStore,
     target: Target,
     records: Mapping[str, ScanRecord],
@@ -121,11 +125,19 @@ def _judge(
     index = [one.name for one in model.targets].index(target.name)
     return [
         (records[scan_id], truth[scan_id], answers[index])
-        for scan_id, answers in judge_runs(model, store, known, track=track)
+        for scan_id, answers in _answer_scans(model, store, known, track)
     ]
 
 
-def _true_value(fold: RunFold, model: WindowModel, target: Target, record: ScanRecord) -> float:
+def _answer_scans(
+    model: TargetModel, store: ScanStore, scan_ids: Sequence[str], track: Track | None
+) -> Iterator[tuple[str, tuple[TargetAnswer, ...]]]:
+    if isinstance(model, SliceMeasureModel):
+        return judge_measures(model, store, scan_ids, track=track)
+    return judge_runs(model, store, scan_ids, track=track)
+
+
+def _true_value(fold: RunFold, model: TargetModel, target: Target, record: ScanRecord) -> float:
     """Of the main target what the split dealt, which may be shuffled; of another what the catalogue says."""
     is_main = target.name == model.card["target"]
     if target.kind == "number":
@@ -259,6 +271,7 @@ def _describe_fold(
         metrics=metrics,
         facts={
             "weights_sha256": fold.card["weights"]["sha256"],
+            **{name: fold.card[name] for name in ("encoder_sha256", "feature_fingerprint") if name in fold.card},
             "profile": profile.name,
             "profile_sha256": profile.sha256,
             "split_sha256": fold.split_sha256,

@@ -45,7 +45,8 @@ class DataConfig(Config):
         modality: Scans of this kind are taken.
         target: The label: a column of the catalogue, or a name among a scan's extra columns.
         classes: Values of it to keep; empty: all. The model's outputs follow them in sorted order.
-        sampling: `shuffled` passes over everybody once an epoch; `balanced` draws the classes equally often.
+        sampling: `shuffled` passes over everybody once an epoch; `balanced` draws the classes equally often; `in_order`
+            takes everybody in the same order every epoch, which is for parity with scripts that do.
         windows: Which frames of a run are read: whole scans, or windows. Evaluation covers every frame either way.
         version: Version of the catalogue; None: the newest when the run starts, which is then written into
             `config.json`.
@@ -57,7 +58,7 @@ class DataConfig(Config):
     modality: str = "T1w"
     target: str = "diagnosis"
     classes: tuple[str, ...] = ()
-    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    sampling: Literal["shuffled", "balanced", "in_order"] = "shuffled"
     windows: WindowConfig = field(default_factory=WindowConfig)
     version: int | None = None
     store: Annotated[str, tyro.conf.Suppress] = without_effect("")

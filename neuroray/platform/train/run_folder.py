@@ -21,6 +21,8 @@ CHECKPOINTS, MODEL = "checkpoints", "model"
 _RECIPE_TYPES = {
     "brainmt": "neuroray.platform.train.tasks.brainmt:BrainMTRecipe",
     "brainmt_masked": "neuroray.platform.train.tasks.brainmt_masked:MaskedBrainMTRecipe",
+    "brainrotvit": "neuroray.platform.train.tasks.brainrotvit:BrainRotViTRecipe",
+    "brainrotvit_encoder": "neuroray.platform.train.tasks.brainrotvit_encoder:BrainRotViTEncoderRecipe",
     "dinoatten3d": "neuroray.platform.train.tasks.dinoatten3d:DinoAtten3DRecipe",
 }
 

@@ -6,7 +6,6 @@ from neuroray.platform.models.dinoatten3d.model import (
     DinoAtten3DConfig,
     DinoAtten3DHead,
     DinoAtten3DOutput,
-    SliceFeatures,
 )
 
 __all__ = [
@@ -15,6 +14,5 @@ __all__ = [
     "DinoAtten3DHead",
     "DinoAtten3DLossConfig",
     "DinoAtten3DOutput",
-    "SliceFeatures",
     "dinoatten3d_loss",
 ]

@@ -15,10 +15,10 @@ from neuroray.config import Config, ConfigError, without_effect
 from neuroray.kernels.attention_pool import attention_pool
 from neuroray.platform.models.errors import ModelError
 from neuroray.platform.models.layers.encoder import SliceEncoderConfig
-from neuroray.platform.models.layers.slices import SliceStackConfig, stack_slices
+from neuroray.platform.models.layers.slices import SliceFeatures, SliceStackConfig, stack_slices
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int, Shaped
+    from jaxtyping import Bool, Float, Shaped
 
 TrainScope = Literal["all", "released"]
 """Which parameters learn: the whole head, or only the embedding layers, as in the authors' scripts."""
@@ -94,20 +94,6 @@ class DinoAtten3DOutput(NamedTuple):
     logits: Float[Tensor, "batch class"]
     embedding: Float[Tensor, "batch dimension"]
     attention: Float[Tensor, "batch slice"]
-
-
-class SliceFeatures(NamedTuple):
-    """A volume as the head takes it.
-
-    Attributes:
-        features: `slice channel`, float32; zeros where masked.
-        mask: `slice`: True where a stored slice was encoded.
-        slice_index: `slice`: which one along the canonical axis; -1 where masked.
-    """
-
-    features: Float[Tensor, "slice channel"]
-    mask: Bool[Tensor, " slice"]
-    slice_index: Int[Tensor, " slice"]
 
 
 class SliceAttention(nn.Module):
@@ -261,7 +247,7 @@ class DinoAtten3D(nn.Module):
         encoded = self.encoder(images[mask])
         features = encoded.new_zeros((len(mask), encoded.shape[1]))
         features[mask] = encoded
-        return SliceFeatures(features, mask, slice_index)
+        return SliceFeatures(features, mask, slice_index, slice_index.double())
 
     def forward(
         self,

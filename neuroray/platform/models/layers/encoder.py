@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from neuroray.config import Config, ConfigError, without_effect
 from neuroray.platform.models.errors import ModelError
 from neuroray.platform.models.layers import backbones, encoder_weights
-from neuroray.platform.models.layers.slices import SliceStackConfig
+from neuroray.platform.models.layers.slices import SlicePlan
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -43,6 +43,9 @@ class SliceEncoderConfig(Config):
         mean: Per channel, taken off pictures in 0..1; None: the backbone's own (ImageNet's for DINOv2).
         std: Per channel, divided by; None: the backbone's own.
         channels: Length of a vector, to build a head where timm is not installed; None: timm is asked.
+        precision: "bfloat16" runs the backbone's products in half the digits, which processors with instructions for
+            it do about twice as fast; norms, softmax and the readout stay float32. Vectors differ in the third digit,
+            so they are kept apart from those of "float32".
         batch_size: Pictures encoded at a time.
     """
 
@@ -56,6 +59,7 @@ class SliceEncoderConfig(Config):
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     channels: int | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
     batch_size: int = without_effect(25)
 
     def __post_init__(self) -> None:
@@ -151,7 +155,7 @@ class SliceEncoder(nn.Module):
         """SHA-256 (hex) of the backbone's tensors as they are now."""
         return encoder_weights.hash_tensors(self.backbone.state_dict())
 
-    def fingerprint(self, slices: SliceStackConfig) -> str:
+    def fingerprint(self, slices: SlicePlan) -> str:
         """SHA-256 (hex) of all that decides the vectors of a volume: pictures, backbone, readout, statistics, weights.
 
         The tensors count, not where they came from: the same weights by name and by file give the same fingerprint.
@@ -169,7 +173,7 @@ class SliceEncoder(nn.Module):
         return {**self._describe_reading(), **source, "encoder_sha256": self.hash_weights()}
 
     def _describe_reading(self) -> dict[str, Any]:
-        return {
+        reading = {
             "backbone": self.config.backbone,
             "readout": self.config.readout,
             "image_size": self.image_size,
@@ -177,6 +181,8 @@ class SliceEncoder(nn.Module):
             "mean": list(self.mean),
             "std": list(self.std),
         }
+        # Named only where it is not what it always was, so that vectors made before there was a choice are found.
+        return reading if self.config.precision == "float32" else reading | {"precision": self.config.precision}
 
     def _split(self, images: Tensor) -> Iterator[Tensor]:
         if not self._has_weights:
@@ -193,7 +199,9 @@ class SliceEncoder(nn.Module):
         dtype = next(self.backbone.parameters()).dtype
         mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         normalised = (images - mean) / std
-        return self.backbone.forward_features(normalised.to(dtype))
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            tokens = self.backbone.forward_features(normalised.to(dtype))
+        return tokens if self.config.precision == "float32" else tokens.float()
 
     def _read_out(self, tokens: Tensor) -> Tensor:
         if self.config.readout == "pool":

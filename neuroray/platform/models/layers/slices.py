@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -76,6 +76,51 @@ class SliceStackConfig(Config):
         return self.resize_size if self.resize_size is not None else round(self.image_size * 256 / 224)
 
 
+class SlicePlan(Protocol):
+    """A configuration that says how a volume becomes pictures, as far as those who keep vectors of slices ask."""
+
+    @property
+    def axis(self) -> Literal["axial", "coronal", "sagittal"]:
+        """Which kind of slice."""
+        ...
+
+    @property
+    def num_slices(self) -> int:
+        """Pictures per volume."""
+        ...
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of a picture."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Of all that decides the pictures."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it."""
+        ...
+
+
+class SliceFeatures(NamedTuple):
+    """A volume as a model of slices takes it, once a frozen encoder has seen its pictures.
+
+    Attributes:
+        features: `slice channel`, float32; zeros where masked.
+        mask: `slice`: True where something of the volume was encoded.
+        slice_index: `slice`: which stored slice along the canonical axis, the nearest one where pictures lie between
+            two; -1 where masked.
+        slice_place: `slice`: where along that axis the picture lies, in slices from the first one's middle; -1 where
+            masked. The same as `slice_index` where stored slices are shown as they are.
+    """
+
+    features: Float[Tensor, "slice channel"]
+    mask: Bool[Tensor, " slice"]
+    slice_index: Int[Tensor, " slice"]
+    slice_place: Float[Tensor, " slice"]
+
+
 class SliceStack(NamedTuple):
     """Pictures of one volume.
 
@@ -122,7 +167,10 @@ def stack_slices(
     index = choose_slices(volume.shape[axis], config, spacing_mm=None if spacing is None else spacing[axis])
     index = index.to(volume.device)
     mask = index >= 0
-    grey = _scale_grey(volume.movedim(axis, 0), index[mask], config)
+    slices = volume.movedim(axis, 0)
+    chosen = slices[index[mask]]
+    low, high = find_range(slices if config.normalisation == "volume" else chosen, config.normalisation)
+    grey = scale_grey(chosen, low, high, epsilon=config.epsilon, quantise=config.quantise)
     pictures = _fit_square(grey, _plan_frame(volume.shape, spacing, config), config)
     images = pictures.new_zeros((config.num_slices, *pictures.shape[1:]))
     images = images.masked_scatter(mask[:, None, None], pictures)
@@ -151,6 +199,36 @@ def choose_slices(depth: int, config: SliceStackConfig, *, spacing_mm: float | N
         offset = torch.round(offset.double() * (config.slice_spacing_mm / spacing_mm)).long()
     index = depth // 2 + offset
     return torch.where((index >= 0) & (index < depth), index, -1)
+
+
+def find_range(slices: Shaped[Tensor, "slice row column"], normalisation: str) -> tuple[Tensor, Tensor]:
+    """Least and greatest value of each slice, or of all ("volume"), in float64; absurd ones are left out.
+
+    Returns:
+        Two tensors that broadcast against the slices; 0 where there is no value at all.
+    """
+    values = slices.double()
+    usable = values.abs() < _LARGEST_VALUE
+    axes = (0, 1, 2) if normalisation == "volume" else (1, 2)
+    low = torch.where(usable, values, torch.inf).amin(axes, keepdim=True)
+    high = torch.where(usable, values, -torch.inf).amax(axes, keepdim=True)
+    nothing = low > high
+    return torch.where(nothing, 0.0, low), torch.where(nothing, 0.0, high)
+
+
+def scale_grey(
+    slices: Shaped[Tensor, "slice row column"], low: Tensor, high: Tensor, *, epsilon: float, quantise: bool
+) -> Float[Tensor, "slice row column"]:
+    """Values between these bounds to 0..1 (to whole numbers of 0..255 over 255 when quantised).
+
+    What is absurd or no number becomes 0, and so does all of it where both bounds are the same.
+    """
+    # In float64, as the released code has it: there epsilon keeps even a greatest value of thousands below level 255.
+    values = slices.double()
+    usable = values.abs() < _LARGEST_VALUE
+    span = high - low + epsilon
+    grey = (torch.where(usable, values, low) - low) / torch.where(span > 0, span, 1.0)
+    return (torch.floor(grey * 255) / 255 if quantise else grey).float()
 
 
 def place_maps(
@@ -202,27 +280,6 @@ def _check_spacing(spacing_mm: Sequence[float] | Tensor | None) -> tuple[float, 
     return values[0], values[1], values[2]
 
 
-def _scale_grey(slices: Tensor, index: Tensor, config: SliceStackConfig) -> Float[Tensor, "shown row column"]:
-    """The chosen slices, in 0..1 (in 0..255 whole numbers over 255 when quantised)."""
-    over = slices if config.normalisation == "volume" else slices[index]
-    low, high = _find_range(over, config.normalisation)
-    # In float64, as the released code has it: there epsilon keeps even a greatest value of thousands below level 255.
-    chosen = slices[index].double()
-    usable = chosen.abs() < _LARGEST_VALUE
-    grey = (torch.where(usable, chosen, low) - low) / (high - low + config.epsilon)
-    return (torch.floor(grey * 255) / 255 if config.quantise else grey).float()
-
-
-def _find_range(slices: Tensor, normalisation: str) -> tuple[Tensor, Tensor]:
-    values = slices.double()
-    usable = values.abs() < _LARGEST_VALUE
-    axes = (0, 1, 2) if normalisation == "volume" else (1, 2)
-    low = torch.where(usable, values, torch.inf).amin(axes, keepdim=True)
-    high = torch.where(usable, values, -torch.inf).amax(axes, keepdim=True)
-    nothing = low > high
-    return torch.where(nothing, 0.0, low), torch.where(nothing, 0.0, high)
-
-
 def _plan_frame(
     grid_shape: Sequence[int], spacing: tuple[float, float, float] | None, config: SliceStackConfig
 ) -> _Frame:
@@ -262,10 +319,10 @@ def _fit_square(grey: Tensor, frame: _Frame, config: SliceStackConfig) -> Float[
 def slice_positions_mm(
     scan_shape: Sequence[int],
     affine: Float[np.ndarray, "4 4"],
-    slices: SliceStackConfig,
-    slice_index: Int[np.ndarray, " slice"],
+    slices: SlicePlan,
+    slice_index: Shaped[np.ndarray, " slice"],
 ) -> Float[np.ndarray, " slice"]:
-    """World coordinate, along the slice axis, of the middle of each slice; NaN for index -1."""
+    """World coordinate, along the slice axis, of the middle of each slice, or place between slices; NaN for -1."""
     axis = AXES[slices.axis]
     centre = np.array([*((length - 1) / 2 for length in scan_shape), 1.0])
     points = np.repeat(centre[None], len(slice_index), axis=0)

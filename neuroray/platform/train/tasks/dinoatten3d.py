@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -27,9 +25,9 @@ from neuroray.platform.models.dinoatten3d import (
 from neuroray.platform.train.parallel import seeded
 from neuroray.platform.train.people import choose_records, spacing_range
 from neuroray.platform.train.recipe import Recipe, RecipeError
+from neuroray.platform.train.slice_features import feature_fingerprint, require_features, without_path
 from neuroray.platform.train.task import Batch, Cohort, Outputs, Terms
 from neuroray.storage.checkpoint import save_weights
-from neuroray.storage.features import FeatureStore
 from neuroray.storage.locations import Location
 from neuroray.storage.profiles.agreement import find_common_profile
 from neuroray.storage.store import ScanStore
@@ -81,7 +79,7 @@ class DinoAtten3DTask:
 
         Raises:
             RecipeError: no such scans, classes that do not fit the model, features that are not there.
-        ProfileError: scans that were not all prepared alike.
+            ProfileError: scans that were not all prepared alike.
             SplitError: too few people.
         """
         records = choose_records(store, self._recipe)
@@ -91,7 +89,7 @@ class DinoAtten3DTask:
         if split.left_out:
             logger.warning("%d scans have no %s and are left out", len(split.left_out), self._recipe.data.target)
         features = feature_fingerprint(self._recipe.model)
-        self._require_features(store, split, features)
+        require_features(store, split, features, self._recipe)
         return Cohort(
             store=store.uri,
             version=store.version,
@@ -161,7 +159,7 @@ class DinoAtten3DTask:
         described = {
             "format": _MODEL_FORMAT,
             "model_name": self._recipe.model_name,
-            "model": _without_path(self._recipe.model).to_json(),
+            "model": without_path(self._recipe.model).to_json(),
             "classes": list(cohort.split.classes),
             "target": self._recipe.data.target,
             "modality": self._recipe.data.modality,
@@ -171,22 +169,6 @@ class DinoAtten3DTask:
             "profile": cohort.profile.to_json(),
         }
         save_weights(folder, model.state_dict(), described, training)
-
-    def _require_features(self, store: ScanStore, split: Split, features: str) -> None:
-        wanted = [*split.train, *split.val]
-        missing = FeatureStore(store, features).missing(wanted)
-        if missing:
-            raise RecipeError(
-                f"{len(missing)} of {len(wanted)} scans have no cached features of this encoder",
-                given=f"encoder {features[:16]}",
-                fix=f"neuroray extract {store.uri} --recipe {self._recipe.name}, or add --extract to this command "
-                "(needed where --model fields were changed)",
-            )
-
-
-def feature_fingerprint(model: DinoAtten3DConfig) -> str:
-    """What the cached features of this model's encoder are found by."""
-    return model.encoder.build(model.slices.image_size).fingerprint(model.slices)
 
 
 def _require_classes(split: Split, recipe: DinoAtten3DRecipe) -> None:
@@ -199,11 +181,3 @@ def _require_classes(split: Split, recipe: DinoAtten3DRecipe) -> None:
             given=", ".join(found),
             fix=f"--model.num-classes {len(found)}, or name the classes to keep: --data.classes {' '.join(found[:2])}",
         )
-
-
-def _without_path(model: DinoAtten3DConfig) -> DinoAtten3DConfig:
-    """Of a local weights file only the name is handed on: its place tells of a machine, not of the model."""
-    if model.encoder.weights_file is None:
-        return model
-    encoder = dataclasses.replace(model.encoder, weights_file=Path(model.encoder.weights_file).name)
-    return dataclasses.replace(model, encoder=encoder)

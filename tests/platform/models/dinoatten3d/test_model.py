@@ -120,7 +120,7 @@ def test_masked_slices_have_no_influence(head: DinoAtten3DHead) -> None:
 def test_a_short_volume_answers_like_its_own_slices() -> None:
     model = small_config().build().eval()
     volume = torch.rand(32, 32, 4)
-    features, mask, index = model.encode(volume)
+    features, mask, index, _ = model.encode(volume)
     assert mask.tolist() == [False, True, True, True, True, False, False]
     assert index.tolist() == [-1, 0, 1, 2, 3, -1, -1]
     assert torch.allclose(model(volume[None]).logits, model.head(features[None, 1:5]).logits, atol=1e-6)

@@ -1,0 +1,77 @@
+"""A model of slices that tells a measure, an age say, of volumes."""
+
+from __future__ import annotations
+
+from neuroray.platform.evaluate.slice_measure import SliceMeasureModel
+from neuroray.platform.evaluate.window_model import TargetAnswer
+from neuroray.platform.models.errors import ModelError
+from neuroray.serve.caution import compare_spacing, find_faults
+from neuroray.serve.maps import NUM_STEPS, AnswerMap
+from neuroray.serve.prediction import ModelCard, Prediction
+from neuroray.storage.profiles.profile import NATIVE, Profile
+from neuroray.storage.profiles.steps import prepare
+from neuroray.storage.scan import Scan
+
+
+class MeasurePredictor:
+    """A loaded model; `predict` may be called any number of times, from one thread at a time.
+
+    Attributes:
+        card: What is told of the model.
+    """
+
+    def __init__(self, card: ModelCard, model: SliceMeasureModel, profile: Profile) -> None:
+        self.card = card
+        self._model = model
+        self._profile = profile
+
+    def predict(self, scan: Scan, *, sex: str | None = None) -> Prediction:
+        """Answers for one scan, as it was read; the same scan gives the same answer.
+
+        It goes through the profile of the training scans first.
+
+        Args:
+            scan: A volume.
+            sex: `M` or `F`, where it is known. Else the answer is the mean of those for both, and says so.
+
+        Raises:
+            ScanError: a time series where a volume is expected, or a scan that the profile cannot prepare.
+            ModelError: a volume in which nothing stands out.
+        """
+        warnings = find_faults(scan)
+        if self._profile.name != NATIVE:
+            scan = prepare(scan, self._profile).scan
+        features = self._model.encode(scan)
+        answer = self._model.answer(features, sex)
+        notes = [*warnings, *compare_spacing(scan, self.card.spacing_mm), *self._compare_range(answer)]
+        if sex not in ("M", "F"):
+            male, female = (self._model.answer(features, one).value or 0.0 for one in "MF")
+            notes.append(
+                f"the sex is not known: the answer is the mean of {male:.1f} for a man and {female:.1f} for a woman"
+            )
+        return Prediction(
+            model=self.card,
+            targets=(answer,),
+            profile=self.card.profile,
+            profile_sha256=self.card.profile_sha256,
+            warnings=tuple(notes),
+        )
+
+    def explain(self, scan: Scan, *, num_steps: int = NUM_STEPS) -> AnswerMap:
+        """Refuses: this version draws no maps of such models.
+
+        Raises:
+            ModelError: always.
+        """
+        del scan, num_steps
+        raise ModelError(
+            f"there are no maps of {self.card.model_name} yet", fix="ask for the answer alone, without --explain"
+        )
+
+    def _compare_range(self, answer: TargetAnswer) -> list[str]:
+        """Whether the answer lies among those of the people it was trained on."""
+        low, high = self._model.card.get("people", {}).get("target_range", (float("-inf"), float("inf")))
+        if answer.value is None or low <= answer.value <= high:
+            return []
+        unit = f" {answer.unit}" if answer.unit else ""
+        return [f"{answer.value:.1f}{unit} lies beyond the people of the training, {low:g} to {high:g}{unit}"]
