@@ -62,6 +62,9 @@ class ConvFrameEncoder(nn.Module):
         """One token per 16 voxels along each axis, rounded up."""
         x = functional.relu(self.stem1(x))
         x = functional.relu(self.stem2(x))
+        if not x.is_cuda:
+            # So that norms over channels read what lies side by side; on a GPU this was not measured.
+            x = x.contiguous(memory_format=torch.channels_last_3d)
         x = self.down1(self.unit1(x))
         return self.down2(self.unit2(x))
 

@@ -102,7 +102,7 @@ def _choose_sizes(device: str, *, quick: bool) -> Sizes:
     deep = BrainMTConfig(grid_shape=_SMALL_GRID, num_frames=16)
     whole = StepCase(name="the paper's model", config=paper, num_frames=2)
     coarse = StepCase(name="the paper's model, small frames", config=deep, num_frames=16)
-    smoke = StepCase(name="the smoke recipe's model", config=small, num_frames=64, longest_quadratic=600)
+    smoke = StepCase(name="the smoke recipe's model", config=small, num_frames=64)
     return Sizes(
         scaling=StepCase(name="full depth, a quarter of the width", config=narrow, num_frames=200),
         frames=(25, 50, 75, 100, 150, 200),
