@@ -1,4 +1,4 @@
-"""`neuroray baselines`: what simple predictors on connectivity reach, beside a run or alone, in one table."""
+"""`neuroray baselines`: what simple predictors on connectivity or volumes reach, beside a run or alone."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import tyro
 from neuroray.jobs.cli import UsageError
 from neuroray.jobs.logs import progress
 from neuroray.jobs.run_record import package_versions, record_run
-from neuroray.platform.baselines.compare import CompareConfig, Comparison, compare
+from neuroray.platform.baselines.compare import CompareConfig, compare
+from neuroray.platform.baselines.compare_volumes import VolumeCompareConfig, compare_volumes
+from neuroray.platform.baselines.judging import Comparison
 from neuroray.platform.baselines.model_answers import find_predictions, read_model_answers
 from neuroray.platform.baselines.parcels import ParcelConfig
-from neuroray.platform.baselines.question import Kind, Question, ask, ask_as_run, locate_run
+from neuroray.platform.baselines.question import Kind, Question, ask, ask_as_run, learn_from, locate_run
 from neuroray.platform.baselines.series import CleaningConfig
 from neuroray.platform.baselines.table import render_markdown, write_comparison
+from neuroray.platform.baselines.volumes import VolumeConfig
 from neuroray.platform.data.splits import SplitConfig
 from neuroray.platform.evaluate.intervals import NUM_RESAMPLES
 from neuroray.storage.store import ScanStore
@@ -34,8 +37,10 @@ class Args:
     """Without a run: what to predict, a column of the store."""
     kind: Kind | None = None
     """Classes or a measure; found from the values when not given: more than ten numbers are a measure."""
-    modality: str = "bold"
-    """Without a run: which scans."""
+    modality: str | None = None
+    """Without a run: which scans; bold, or the only modality of the store, when not given."""
+    learn_from: str | None = None
+    """As diagnosis=control: fit on these people alone, and judge everybody (for a brain age gap)."""
     predictions: str | None = None
     """The model's answers; RUN/evaluate/predictions.csv where it is there."""
     baselines: tuple[str, ...] = ()
@@ -44,6 +49,10 @@ class Args:
     """The regions."""
     cleaning: CleaningConfig = field(default_factory=CleaningConfig)
     """What is taken out of their time series."""
+    volumes: VolumeConfig = field(default_factory=VolumeConfig)
+    """Of volumes: the coarse grid that they are brought to."""
+    features: str | None = None
+    """Of volumes: fingerprint of the slice features, where the store has those of several encoders."""
     split: SplitConfig = field(default_factory=lambda: SplitConfig(test_parts=2))
     """Without a run: how people are dealt. The default tests everybody once in five folds of 70:10:20."""
     one_fold: bool = False
@@ -82,8 +91,15 @@ def _ask(args: Args) -> tuple[ScanStore, Question]:
         store = ScanStore(args.store)
         store = ScanStore(args.store, version=store.version)
         assert args.target is not None
+        modality, num_axes = _find_scans(store, args.modality)
         question = ask(
-            store, args.target, args.split, kind=args.kind, modality=args.modality, all_folds=not args.one_fold
+            store,
+            args.target,
+            args.split,
+            kind=args.kind,
+            modality=modality,
+            all_folds=not args.one_fold,
+            num_axes=num_axes,
         )
         return store, question
     found, version = locate_run(Path(args.run))
@@ -94,18 +110,38 @@ def _ask(args: Args) -> tuple[ScanStore, Question]:
     return store, ask_as_run(Path(args.run), store)
 
 
+def _find_scans(store: ScanStore, modality: str | None) -> tuple[str, int]:
+    """The modality asked for, else bold where there is any, else the only one; and how many axes its scans have."""
+    found = {record.modality: len(record.shape) for record in store.records()}
+    chosen = modality or ("bold" if "bold" in found else next(iter(found)) if len(found) == 1 else None)
+    if chosen not in found:
+        raise UsageError(
+            "which scans to predict from is not said, or there are none",
+            given=modality,
+            expected=f"one of {', '.join(sorted(found))}",
+            fix="--modality",
+        )
+    return chosen, found[chosen]
+
+
 def _compare(args: Args, store: ScanStore, question: Question) -> Comparison:
     predictions = find_predictions(Path(args.run) if args.run else None, args.predictions)
     model = read_model_answers(predictions, question) if predictions else None
-    return compare(
-        question,
-        store,
-        CompareConfig(parcels=args.parcels, cleaning=args.cleaning, num_resamples=args.num_resamples, seed=args.seed),
-        names=args.baselines or None,
-        model=model,
-        model_label=f"Model ({Path(args.run).resolve().name})" if args.run else "Model",
-        track=lambda scan_ids, label: progress(scan_ids, label=label),
-    )
+    if args.learn_from is not None:
+        question = learn_from(question, store, args.learn_from)
+    shared: dict[str, Any] = {
+        "names": args.baselines or None,
+        "model": model,
+        "model_label": f"Model ({Path(args.run).resolve().name})" if args.run else "Model",
+        "track": lambda scan_ids, label: progress(scan_ids, label=label),
+    }
+    draws: dict[str, Any] = {"num_resamples": args.num_resamples, "seed": args.seed}
+    scan_id = next(iter(question.values))
+    if len(store.record(scan_id).shape) == 3:
+        volumes = VolumeCompareConfig(volumes=args.volumes, features=args.features, **draws)
+        return compare_volumes(question, store, volumes, **shared)
+    runs = CompareConfig(parcels=args.parcels, cleaning=args.cleaning, **draws)
+    return compare(question, store, runs, **shared)
 
 
 def _summarise(comparison: Comparison, paths: dict[str, Path]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ JOBS = {
     "connectivity": "label every run with the connectivity between networks, for a model to learn",
     "train": "fit a recipe, or resume it",
     "evaluate": "judge a run on people it has not seen",
-    "baselines": "what simple predictors on connectivity reach, beside a run or alone",
+    "baselines": "what simple predictors on connectivity or volumes reach, beside a run or alone",
     "gap": "the brain age gap of a run, raw and corrected, and what it goes with",
     "explain": "show what a prediction rests on, in scan space",
     "predict": "answer for scan files",

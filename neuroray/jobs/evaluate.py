@@ -40,11 +40,14 @@ class Args:
     store: str | None = None
     """The store of the scans; where the run found them when not given."""
 
+    external: bool = False
+    """STORE is that of another cohort: judge everybody in it, by the models of all folds together."""
+
     target: str | None = None
     """Which of the model's targets, where it has several; the main one when not given."""
 
     out: str | None = None
-    """Where report.html, report.json, predictions.csv and run.json go; RUN/evaluate when not given."""
+    """Where report.html, report.json, predictions.csv and run.json go; RUN/evaluate (-external) when not given."""
 
     seed: int = 0
     """Seed of the bootstrap."""
@@ -65,7 +68,7 @@ class Args:
 def run(args: Args) -> dict[str, Any]:
     """Judges, explains one held-out scan, writes the page."""
     run_folder = Path(args.run)
-    out = Path(args.out) if args.out else run_folder / "evaluate"
+    out = Path(args.out) if args.out else run_folder / ("evaluate-external" if args.external else "evaluate")
     with record_run(out, job="evaluate", args=args, seed=args.seed) as record:
         judge = evaluate_seeds if find_seeds(run_folder) else evaluate
         evaluation = judge(
@@ -74,6 +77,7 @@ def run(args: Args) -> dict[str, Any]:
             target=args.target,
             seed=args.seed,
             num_resamples=args.num_resamples,
+            external=args.external,
             device=args.device,
             facts=_facts(args),
             track=lambda scan_ids: progress(scan_ids, label="evaluate"),
@@ -127,6 +131,7 @@ def _facts(args: Args) -> dict[str, Any]:
 def _command(args: Args) -> list[str]:
     words = ["neuroray", "evaluate", args.run]
     words += ["--store", args.store] if args.store else []
+    words += ["--external"] if args.external else []
     words += ["--target", args.target] if args.target else []
     words += ["--seed", str(args.seed), "--num-resamples", str(args.num_resamples)]
     return words + (["--skip-example"] if args.skip_example else [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ def _study(args: Args, table: Path, store: ScanStore) -> GapStudy:
     further: list[AgeAnswer] = []
     fit_on = args.fit_on
     if args.fit_predictions is not None:
-        further, fit_on = read(Path(args.fit_predictions), None), "table" if fit_on == "auto" else fit_on
+        further, fit_on = _read_fitted(args, Path(args.fit_predictions), store), "table" if fit_on == "auto" else fit_on
     elif (table.parent / _VAL).is_file():
         further = read(table.parent / _VAL, None)
     return study_gap(
@@ -123,6 +124,25 @@ def _study(args: Args, table: Path, store: ScanStore) -> GapStudy:
         seed=args.seed,
         num_resamples=args.num_resamples,
     )
+
+
+def _read_fitted(args: Args, path: Path, store: ScanStore) -> list[AgeAnswer]:
+    """Another table, of the store that the report beside it names; else of the one that was judged."""
+    beside = dataclasses.replace(args, store=None if (path.parent / "report.json").is_file() else store.uri)
+    other = _open_store(beside, path.parent / "report.json")
+    records = {record.scan_id: record for record in other.records()}
+    answers = read_age_answers(path, records, group_column=args.diagnosis_column)
+    if other.uri == store.uri:
+        return answers
+    # The same id in two cohorts is not the same person.
+    return [
+        dataclasses.replace(
+            row,
+            subject=f"{other.uri} {row.subject}",
+            family_id=f"{other.uri} {row.family_id}" if row.family_id else None,
+        )
+        for row in answers
+    ]
 
 
 def _recover(args: Args, study: GapStudy) -> Recovery | None:

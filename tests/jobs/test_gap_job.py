@@ -86,6 +86,27 @@ def test_a_baselines_table_is_read_by_the_predictors_name(judged, store, tmp_pat
     assert "expected one of mean, ridge_pca; likely fix: --predictor NAME" in capsys.readouterr().err
 
 
+def test_another_cohort_is_corrected_by_the_runs_own_controls(judged, tmp_path, capsys):
+    """Its people have the ids of the run's, and are others."""
+    other = make_store(tmp_path / "other", num_subjects=30, seed=9)
+    folder = tmp_path / "external"
+    folder.mkdir()
+    with (folder / "predictions.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["fold", "scan_id", "value", "predicted"])
+        writer.writerows([0, it.scan_id, it.age_years, 10 + 0.8 * it.age_years] for it in other.records())
+    own = judged / "evaluate" / "predictions.csv"
+    words = ["gap", folder, "--store", other.uri, "--controls", "control", "--num-resamples", "20", "--json"]
+    assert _run([*words, "--fit-predictions", own]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["correction"]["fitted_on"] == "table"
+    assert answer["correction"]["folds"][0]["num_people"] == 30
+    # The line that the run's model really has: 0.8 years a year.
+    assert answer["correction"]["folds"][0]["slope"] == pytest.approx(0.8, abs=0.05)
+    assert _run(words) != 0
+    assert "nobody to fit the correction on" in capsys.readouterr().err
+
+
 def test_ages_that_are_not_the_stores_are_refused(judged, capsys):
     path = judged / "evaluate" / "predictions.csv"
     text = path.read_text().splitlines()

@@ -1,1 +1,1 @@
-"""What a model of brain runs must beat: predictors on functional connectivity, on the same splits and metrics."""
+"""What a model must beat: predictors on functional connectivity or coarse volumes, on the same splits and metrics."""

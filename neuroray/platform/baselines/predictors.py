@@ -198,7 +198,7 @@ def _inner_folds(train: Sample, task: Task) -> list[tuple[np.ndarray, np.ndarray
         )
     kind = StratifiedGroupKFold if is_classes else GroupKFold
     dealer = kind(num_folds, shuffle=True, random_state=task.seed)
-    folds = list(dealer.split(train.features.levels, train.values, train.groups))
+    folds = list(dealer.split(np.zeros(len(train.values)), train.values, train.groups))
     if is_classes and any(len(np.unique(train.values[fitted])) < len(per_class) for fitted, _ in folds):
         raise BaselineError("too few people of a class to choose a penalty among", given=f"{num_groups} families")
     return folds

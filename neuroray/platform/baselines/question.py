@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from neuroray.platform.baselines.errors import BaselineError
-from neuroray.platform.data.labels import LabelError, read_number
+from neuroray.platform.data.labels import LabelError, read_number, read_text
 from neuroray.platform.data.splits import SIDES, Side, Split, SplitConfig, split_subjects
 from neuroray.storage.records import ScanRecord
 from neuroray.storage.store import ScanStore
@@ -37,6 +37,8 @@ class Question:
         folds: Index and sides of each.
         left_out: Scans of the modality without the target.
         is_shuffled: A control: the values were dealt out anew among the people.
+        learned_from: As `column=value`, whom predictors are fitted on; everybody where None.
+        learners: Scans of these people.
     """
 
     target: str
@@ -48,10 +50,14 @@ class Question:
     folds: tuple[tuple[int, Split], ...]
     left_out: tuple[str, ...] = ()
     is_shuffled: bool = False
+    learned_from: str | None = None
+    learners: frozenset[str] = frozenset()
 
     def side(self, split: Split, side: Side) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-        """Scans with the target, their values and groups, of one side."""
+        """Scans with the target, their values and groups, of one side; of learners alone where nobody is judged."""
         scan_ids = tuple(scan_id for scan_id in split.side(side) if scan_id in self.values)
+        if self.learned_from is not None and side != "test":
+            scan_ids = tuple(scan_id for scan_id in scan_ids if scan_id in self.learners)
         return (
             scan_ids,
             np.array([self.values[scan_id] for scan_id in scan_ids]),
@@ -67,6 +73,7 @@ def ask(
     kind: Kind | None = None,
     modality: str = "bold",
     all_folds: bool = True,
+    num_axes: int = 4,
 ) -> Question:
     """A target of a store's runs, with folds of its own.
 
@@ -78,14 +85,16 @@ def ask(
         kind: When None: a measure where the values are numbers of more than ten kinds, else classes.
         modality: Which scans.
         all_folds: All folds of the configuration, so that their test people add up; else only its own.
+        num_axes: Of the scans: 4 for runs, 3 for volumes.
 
     Raises:
-        BaselineError: no runs, or nothing to predict: one value, or none.
+        BaselineError: no such scans, or nothing to predict: one value, or none.
         SplitError: too few people for so many parts, or a measure where classes are asked for.
     """
-    records = [record for record in store.records() if record.modality == modality and len(record.shape) == 4]
+    records = [record for record in store.records() if record.modality == modality and len(record.shape) == num_axes]
     if not records:
-        raise BaselineError(f"there are no runs in {store.uri}", given=f"modality {modality}", fix="--modality")
+        what = "runs" if num_axes == 4 else "volumes"
+        raise BaselineError(f"there are no {what} in {store.uri}", given=f"modality {modality}", fix="--modality")
     kind = kind or _find_kind(records, target)
     num_bins = (config.num_bins or _NUM_BINS) if kind == "regression" else None
     config = dataclasses.replace(config, stratify_by=target, num_bins=num_bins)
@@ -124,6 +133,29 @@ def ask_as_run(run: Path, store: ScanStore) -> Question:
     return _assemble(
         data["target"], data.get("modality", "bold"), list(zip(numbers, splits, strict=True)), list(records.values())
     )
+
+
+def learn_from(question: Question, store: ScanStore, condition: str) -> Question:
+    """The same question, with predictors fitted on some people alone (controls); everybody is judged as before.
+
+    Args:
+        question: The target and the folds.
+        store: Whose scans.
+        condition: As `diagnosis=control`: a column of the store and its value.
+
+    Raises:
+        BaselineError: no condition, or a side of a fold on which nobody fulfils it.
+    """
+    column, mark, wanted = condition.partition("=")
+    if not (column and mark and wanted):
+        raise BaselineError("whom to fit on is no condition", given=condition, expected="COLUMN=VALUE")
+    learners = frozenset(record.scan_id for record in store.records() if read_text(record, column) == wanted)
+    asked = dataclasses.replace(question, learned_from=condition, learners=learners)
+    for index, split in asked.folds:
+        for side in ("train", "val"):
+            if not asked.side(split, side)[0]:
+                raise BaselineError(f"nobody on the {side} side of fold {index} has {condition}")
+    return asked
 
 
 def locate_run(run: Path) -> tuple[str | None, int | None]:

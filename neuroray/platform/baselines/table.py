@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from neuroray.platform.baselines.compare import Answers, Comparison
+from neuroray.platform.baselines.judging import Answers, Comparison, Difference
 from neuroray.platform.evaluate.intervals import Estimate
 from neuroray.platform.evaluate.metrics import REGRESSION_METRICS, Metric, metric_table
 from neuroray.storage.whole_file import replace_file
@@ -20,6 +21,7 @@ FORMAT = 1
 _SHOWN = {
     "classification": ("auc", "balanced_accuracy", "accuracy", "brier"),
     "regression": ("pearson_r", "r2", "mse", "mae"),
+    "volumes": ("mae", "mae_over_sd", "rmse", "pearson_r", "spearman_rho", "r2"),
 }
 
 
@@ -58,7 +60,7 @@ def describe_comparison(comparison: Comparison) -> dict[str, Any]:
         "num_left_out": len(question.left_out),
         "folds": [
             {"fold": index, "num_regions": num_regions, "counts": split.counts(), "split": split.config.to_json()}
-            for (index, split), num_regions in zip(question.folds, comparison.num_regions, strict=True)
+            for (index, split), num_regions in itertools.zip_longest(question.folds, comparison.num_regions)
         ],
         "config": comparison.config.to_json(),
         "interval": "95 % percentile bootstrap over families or people, within classes",
@@ -71,24 +73,26 @@ def describe_comparison(comparison: Comparison) -> dict[str, Any]:
             }
             for answers in comparison.answers
         ],
-        "model_minus_baseline": [
-            {
-                "baseline": difference.baseline,
-                "metric": difference.metric,
-                **difference.found.to_json(),
-                "p_value": difference.p_value if np.isfinite(difference.p_value) else None,
-            }
-            for difference in comparison.differences
-        ],
+        "model_minus_baseline": [_describe_difference(each) for each in comparison.differences],
+        "predictor_minus_mean": [_describe_difference(each) for each in comparison.gains],
+        "learned_from": question.learned_from,
+        "inputs": list(comparison.inputs),
         "skipped": dict(comparison.skipped),
     }
+
+
+def _describe_difference(each: Difference) -> dict[str, Any]:
+    p_value = each.p_value if np.isfinite(each.p_value) else None
+    facts = {"name": each.name, "baseline": each.baseline, "metric": each.metric}
+    return facts | each.found.to_json() | {"p_value": p_value}
 
 
 def render_markdown(comparison: Comparison) -> str:
     """The table, the paired differences, and what a reader must know of both."""
     question, metrics = comparison.question, metrics_of(comparison)
-    shown = _SHOWN[question.kind]
-    lines = [f"# {question.target} from runs: {len(comparison.judged)} held-out scans", ""]
+    shown = _SHOWN[question.kind if comparison.num_regions else "volumes"]
+    seen = "runs" if comparison.num_regions else "volumes"
+    lines = [f"# {question.target} from {seen}: {len(comparison.judged)} held-out scans", ""]
     if question.is_shuffled:
         lines += ["Labels were shuffled among people: a control, in which nothing can be learned.", ""]
     lines += [f"| predictor | {' | '.join(_head(metrics[name]) for name in shown)} |", "|---" * (len(shown) + 1) + "|"]
@@ -96,10 +100,13 @@ def render_markdown(comparison: Comparison) -> str:
         f"| {_name(answers)} | {' | '.join(_tell(answers.metrics[name]) for name in shown)} |"
         for answers in comparison.answers
     ]
-    if comparison.differences:
-        lines += ["", "Model minus baseline, on the same resamples (two-sided p):", ""]
-        lines += [f"| against | {' | '.join(metrics[name].label for name in shown)} |", "|---" * (len(shown) + 1) + "|"]
-        lines += _tell_differences(comparison, shown)
+    for title, corner, differences in (
+        ("Model minus baseline, on the same resamples (two-sided p):", "against", comparison.differences),
+        ("Each minus saying the mean, on the same resamples (two-sided p):", "predictor", comparison.gains),
+    ):
+        if differences:
+            lines += ["", title, "", f"| {corner} | {' | '.join(metrics[name].label for name in shown)} |"]
+            lines += ["|---" * (len(shown) + 1) + "|", *_tell_differences(comparison, differences, shown)]
     lines += ["", *_notes(comparison)]
     return "\n".join(lines) + "\n"
 
@@ -124,9 +131,14 @@ def _tell(found: Estimate) -> str:
     return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
-def _tell_differences(comparison: Comparison, shown: tuple[str, ...]) -> list[str]:
+def _tell_differences(comparison: Comparison, differences: Sequence[Difference], shown: tuple[str, ...]) -> list[str]:
+    """One row a baseline that the model is held against, or a predictor that is held against the mean."""
     label = {answers.name: answers.label for answers in comparison.answers}
-    found = {(each.baseline, each.metric): each for each in comparison.differences}
+    of = {
+        id(each): each.name if each.baseline == "mean" and each.name != "model" else each.baseline
+        for each in differences
+    }
+    found = {(of[id(each)], each.metric): each for each in differences}
     rows = []
     for name in label:
         if (name, shown[0]) in found:
@@ -138,18 +150,17 @@ def _tell_differences(comparison: Comparison, shown: tuple[str, ...]) -> list[st
 def _notes(comparison: Comparison) -> list[str]:
     question, config = comparison.question, comparison.config
     num_groups = len({question.groups[scan_id] for _, scan_id in comparison.judged})
-    regions = ", ".join(map(str, sorted(set(comparison.num_regions))))
-    common = ", and the mean of all regions" if config.cleaning.global_signal else ""
     notes = [
         f"- {len(question.folds)} folds, test people pooled: {len(comparison.judged)} scans of {num_groups} families "
         "or people. Intervals: 95 % percentile bootstrap over these, "
         f"{config.num_resamples} resamples, seed {config.seed}.",
-        f"- Regions: {config.parcels.method}, {regions}; fitted ones on the training side of each fold. "
-        f"Series: drifts below {config.cleaning.high_pass_hz} Hz taken out{common}.",
+        *(f"- {sentence}" for sentence in comparison.inputs),
     ]
     if question.kind == "regression":
         notes.append("- Measures are taken from the training mean of their fold before folds are pooled.")
     notes += [f"- {name} was not run: {reason}." for name, reason in comparison.skipped.items()]
+    if question.learned_from:
+        notes.append(f"- Fitted on people with {question.learned_from} alone; everybody was judged.")
     if question.left_out:
         notes.append(f"- {len(question.left_out)} scans without the target were left out.")
     return notes

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from neuroray.errors import NeurorayError
 
+_OTHER_NAMES = {"age": "age_years"}
+
 
 class LabelError(NeurorayError, ValueError):
     """A label that is not of the kind that was asked for."""
@@ -61,4 +63,8 @@ def read_number(record: Labelled, name: str) -> float | None:
 
 
 def _find(record: Labelled, name: str) -> Any:
-    return getattr(record, name) if hasattr(record, name) else record.extra.get(name)
+    if hasattr(record, name):
+        return getattr(record, name)
+    other = _OTHER_NAMES.get(name)
+    # A column of the table that is called so comes first.
+    return getattr(record, other, None) if other and name not in record.extra else record.extra.get(name)

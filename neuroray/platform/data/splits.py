@@ -71,6 +71,9 @@ class SplitConfig(Config):
             classes already.
         keep_unlabelled: Deal scans without the label too, as a class of their own, instead of leaving them out.
         shuffle_labels_seed: A control experiment: labels are dealt anew among people, so there is nothing to learn.
+        hold_out: `people` deals people into parts; `site` makes everybody of one site the test side of a fold, the
+            sites in order of name, of which there must be `num_folds`. People who were scanned at that site and at
+            another, or whose relatives were, are left out of the other sides.
     """
 
     num_parts: int = 10
@@ -83,13 +86,14 @@ class SplitConfig(Config):
     num_bins: int | None = None
     keep_unlabelled: bool = False
     shuffle_labels_seed: int | None = None
+    hold_out: Literal["people", "site"] = "people"
 
     def __post_init__(self) -> None:
         if min(self.test_parts, self.val_parts, self.num_folds) < 1:
             raise SplitError("a split needs parts to test on and to select on, and a fold", given=self.to_json())
         if self.test_parts + self.val_parts >= self.num_parts:
             raise SplitError("no part is left to train on", given=self.to_json(), fix="raise num_parts")
-        if self.num_folds * self.test_parts > self.num_parts:
+        if self.hold_out == "people" and self.num_folds * self.test_parts > self.num_parts:
             raise SplitError(
                 "the tests of the folds would overlap",
                 given=f"{self.num_folds} folds of {self.test_parts} parts",
@@ -217,10 +221,14 @@ def split_subjects(
         bins = {**(bins or labels), **dict.fromkeys(left_out, _UNKNOWN)}
         left_out = []
     groups = dict(zip((record.scan_id for record in ordered), _groups(ordered), strict=True))
-    parts = _deal(bins or labels, groups, config)
+    if config.hold_out == "site":
+        sides, homeless = _hold_site_out(ordered, bins or labels, groups, config)
+        left_out = sorted([*left_out, *homeless])
+    else:
+        sides = _sides_of(_deal(bins or labels, groups, config), config)
     split = Split(
         config=config,
-        **_sides_of(parts, config),
+        **sides,
         left_out=tuple(left_out),
         labels=labels,
         bins=bins,
@@ -318,8 +326,34 @@ def _sides_of(parts: Sequence[Sequence[str]], config: SplitConfig) -> dict[Side,
     return {side: tuple(sorted(scan_id for part in some for scan_id in part)) for side, some in chosen.items()}
 
 
+def _hold_site_out(
+    ordered: Sequence[LabelledScan], dealt_as: Mapping[str, str], groups: Mapping[str, str], config: SplitConfig
+) -> tuple[dict[Side, tuple[str, ...]], list[str]]:
+    """The fold's site as the test side, the other sites dealt into the two others; and who is on none."""
+    sites = {record.scan_id: str(site) for record in ordered if (site := getattr(record, "site", None))}
+    names = sorted({site for scan_id, site in sites.items() if scan_id in dealt_as})
+    if len(names) != config.num_folds or len(names) < 2:
+        raise SplitError(
+            "a fold holds out a site: there must be as many folds as sites, and two or more",
+            given=f"num_folds {config.num_folds}, sites {', '.join(names) or 'none'}",
+            fix=f"num_folds {len(names)}" if len(names) > 1 else "hold_out people",
+        )
+    test = [scan_id for scan_id in dealt_as if sites.get(scan_id) == names[config.fold]]
+    judged = {groups[scan_id] for scan_id in test}
+    rest = {scan_id: name for scan_id, name in dealt_as.items() if scan_id in sites and groups[scan_id] not in judged}
+    parts = _deal(rest, groups, config)
+    sides: dict[Side, tuple[str, ...]] = {
+        "test": tuple(sorted(test)),
+        "val": tuple(sorted(scan_id for part in parts[: config.val_parts] for scan_id in part)),
+        "train": tuple(sorted(scan_id for part in parts[config.val_parts :] for scan_id in part)),
+    }
+    return sides, [scan_id for scan_id in dealt_as if scan_id not in rest and scan_id not in sides["test"]]
+
+
 def _refuse_missing_class(split: Split) -> None:
     for side, counts in split.counts().items():
+        if side == "test" and split.config.hold_out == "site":
+            continue  # a site has the people whom it has
         missing = [name for name, count in counts.items() if count == 0 and name != _UNKNOWN]
         if missing:
             raise SplitError(

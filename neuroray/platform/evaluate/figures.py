@@ -240,6 +240,7 @@ def draw_strata(
     *,
     chance: float | None,
     low: float = 0.0,
+    high: float = 1.01,
 ) -> Figure:
     """A metric within each part of the people, against the whole.
 
@@ -248,7 +249,8 @@ def draw_strata(
         overall: The metric on everybody: the vertical line and its band.
         metric_label: The axis.
         chance: What a guess reaches.
-        low: Where the axis, which ends at 1, begins.
+        low: Where the axis begins.
+        high: Where it ends.
     """
     figure = Figure(figsize=(8.9, 0.9 + 0.27 * len(rows)))
     axes = figure.subplots()
@@ -265,7 +267,7 @@ def draw_strata(
         axes.text(-0.13, index, level, transform=axes.get_yaxis_transform(), va="center", fontsize=7.5)
         if not index or variable != rows[index - 1][0]:
             axes.text(-0.24, index, variable, transform=axes.get_yaxis_transform(), va="center", fontweight="bold")
-    axes.set(xlim=(low, 1.01), ylim=(len(rows) - 0.5, -0.5), yticks=[], xlabel=metric_label)
+    axes.set(xlim=(low, high), ylim=(len(rows) - 0.5, -0.5), yticks=[], xlabel=metric_label)
     axes.spines["left"].set_visible(False)
     return figure
 

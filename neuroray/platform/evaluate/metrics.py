@@ -57,7 +57,9 @@ REGRESSION_METRICS = {
     "rmse": Metric(label="Root mean squared error", better="lower"),
     "bias": Metric(label="Mean error", better="lower"),
     "pearson_r": Metric(label="Pearson correlation", better="higher", chance=0.0),
+    "spearman_rho": Metric(label="Spearman correlation", better="higher", chance=0.0),
     "r2": Metric(label="Variance explained", better="higher", chance=0.0),
+    "mae_over_sd": Metric(label="Mean absolute error over the truth's SD", better="lower"),
 }
 
 
@@ -93,7 +95,7 @@ def regression_metrics(
 ) -> dict[str, Float[np.ndarray, " resample"]]:
     """All metrics of `REGRESSION_METRICS`, for each weighting, in the target's unit (squared for `mse`).
 
-    NaN where a weighting leaves a metric undefined: the correlation when targets or predictions are one number, the
+    NaN where a weighting leaves a metric undefined: a correlation when targets or predictions are one number, the
     variance explained when the targets are (scikit-learn says 0 or 1 there). The variance explained is against the mean
     of the judged people themselves, so a predictor that says the training mean lies a little below 0.
 
@@ -116,16 +118,20 @@ def regression_metrics(
     truth, told = (values - (share @ values)[:, None] for values in (targets, predictions))
     truth_variance = _variance(share, truth, targets)
     told_variance = _variance(share, told, predictions)
+    mae = share @ np.abs(error)
     with np.errstate(invalid="ignore", divide="ignore"):
         correlation = (share * truth * told).sum(axis=1) / np.sqrt(truth_variance * told_variance)
         explained = 1 - mse / truth_variance
+        relative = mae / np.sqrt(truth_variance)
     return {
         "mse": mse,
-        "mae": share @ np.abs(error),
+        "mae": mae,
         "rmse": np.sqrt(mse),
         "bias": share @ error,
         "pearson_r": np.clip(correlation, -1, 1),
+        "spearman_rho": _rank_correlation(targets, predictions, share, truth_variance * told_variance),
         "r2": explained,
+        "mae_over_sd": relative,
     }
 
 
@@ -217,6 +223,28 @@ def calibration_bins(
         stated, came_true = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     bins = np.minimum((stated * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     return stated, came_true, bins
+
+
+def _rank_correlation(
+    targets: np.ndarray, predictions: np.ndarray, share: np.ndarray, defined: np.ndarray
+) -> np.ndarray:
+    """Pearson's of mid-ranks within each weighting; NaN where `defined` is."""
+    first, second = (_centred_ranks(values, share) for values in (targets, predictions))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = (share * first * second).sum(axis=1) / np.sqrt(
+            (share * first**2).sum(axis=1) * (share * second**2).sum(axis=1)
+        )
+    return np.where(np.isfinite(defined), np.clip(found, -1, 1), np.nan)
+
+
+def _centred_ranks(values: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Where each row stands in each weighting: the share below it and half of its ties, less the mean of one half."""
+    order = np.argsort(values, kind="stable")
+    _, starts, inverse = np.unique(values[order], return_index=True, return_inverse=True)
+    tied = np.add.reduceat(share[:, order], starts, axis=1)
+    ranks = np.empty_like(share)
+    ranks[:, order] = (np.cumsum(tied, axis=1) - tied / 2)[:, inverse]
+    return ranks - 0.5
 
 
 def _variance(share: np.ndarray, deviations: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -18,8 +18,11 @@ from neuroray.platform.evaluate.intervals import Estimate, draw_resamples, estim
 from neuroray.platform.evaluate.metrics import regression_metrics
 from neuroray.platform.evaluate.seed_spread import SeedSpread
 
-# Of fewer people a correlation within a stratum says nothing.
-_FEWEST_PEOPLE = 8
+if TYPE_CHECKING:
+    from neuroray.platform.evaluate.age_evidence import AgeEvidence
+
+FEWEST_PEOPLE = 8
+"""Of fewer a metric within a stratum says nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +74,10 @@ class NumberEvaluation:
         guess: The same metrics, without intervals, of saying the training mean of everybody.
         coverage: How often prediction intervals held the truth; None where there are none.
         seeds: Where several seeds were judged together; the rest is then of the mean of what they say.
+        strata: A metric, `strata_metric`, within parts of the people.
+        validation: What each fold's model says of the people that it was selected on, for corrections of a brain age
+            gap; they are in no metric. Empty for other targets than age.
+        age: What is told besides where the target is age.
     """
 
     model_name: str
@@ -89,6 +96,9 @@ class NumberEvaluation:
     coverage: Coverage | None = None
     seeds: SeedSpread | None = None
     warnings: tuple[str, ...] = field(default=())
+    strata_metric: str = "pearson_r"
+    validation: tuple[JudgedNumber, ...] = ()
+    age: AgeEvidence | None = None
 
     @property
     def values(self) -> Float[np.ndarray, " row"]:
@@ -155,7 +165,7 @@ def stratify_numbers(judged: Sequence[JudgedNumber], *, seed: int, num_resamples
             continue
         for level, rows in levels.items():
             value = None
-            if len({row.subject for row in rows}) >= _FEWEST_PEOPLE:
+            if len({row.subject for row in rows}) >= FEWEST_PEOPLE:
                 drawn = draw_people(rows, seed=seed, num_resamples=num_resamples)
                 value = measure_numbers(rows, drawn)["pearson_r"]
             found.append(Stratum(variable=variable, level=level, counts=(len(rows),), found=value))

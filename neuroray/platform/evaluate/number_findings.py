@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from neuroray.platform.evaluate.age_page import gather_age_warnings
 from neuroray.platform.evaluate.findings import tell_interval, tell_number, tell_standing
 from neuroray.platform.evaluate.number_evidence import NumberEvaluation
 
@@ -81,4 +82,6 @@ def gather_number_warnings(evaluation: NumberEvaluation, *, shuffled: bool) -> t
         found.append(f"{undefined} of {len(evaluation.resamples)} resamples left a metric undefined.")
     if not np.isfinite(evaluation.metrics["pearson_r"].value):
         found.append("The model says the same of everybody, or everybody is the same: there is no correlation.")
-    return tuple(found)
+    if evaluation.age is not None:
+        found += gather_age_warnings(evaluation, evaluation.age)
+    return (*evaluation.provenance.get("caveats", ()), *found)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from neuroray.platform.evaluate import figures, number_findings
+from neuroray.platform.evaluate.age_page import draw_age_answers, draw_age_strata
 from neuroray.platform.evaluate.findings import tell_interval, tell_number
 from neuroray.platform.evaluate.metrics import REGRESSION_METRICS
 from neuroray.platform.evaluate.number_evidence import NumberEvaluation
@@ -23,7 +24,7 @@ from neuroray.platform.evaluate.page import (
 )
 
 # On the whisker, which runs from 0 to 1.
-_SHARES = ("pearson_r", "r2")
+_SHARES = ("pearson_r", "spearman_rho", "r2")
 
 
 def describe_number_page(evaluation: NumberEvaluation) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def describe_number_page(evaluation: NumberEvaluation) -> dict[str, Any]:
         "learning": _learning(evaluation, numbering),
         "classes": list(next(iter(evaluation.folds[0].counts.values()))),
         "sides": _sides(evaluation),
-        "checks": describe_checks(evaluation),
+        "checks": [] if provenance.get("protocol") == "external" else describe_checks(evaluation),
         "methods": _methods(evaluation),
         "provenance": describe_provenance(evaluation),
         "footer": f"Made by neuroray {provenance['versions']['neuroray']} on {provenance['made_at']}. "
@@ -112,7 +113,7 @@ def _tell_ends(evaluation: NumberEvaluation, name: str) -> str:
 
 def _answers(evaluation: NumberEvaluation, numbering: Numbering) -> list[PageFigure]:
     what = f"{evaluation.target}{f' ({evaluation.unit})' if evaluation.unit else ''}"
-    return [
+    drawn = [
         numbering.plot(
             figures.draw_agreement(evaluation.values, evaluation.predicted, what),
             "agreement",
@@ -126,6 +127,9 @@ def _answers(evaluation: NumberEvaluation, numbering: Numbering) -> list[PageFig
             "What was said less what is true, in scans; the dashed line is no error, the solid one the mean.",
         ),
     ]
+    if evaluation.age is not None:
+        drawn += draw_age_answers(evaluation, evaluation.age, numbering)
+    return drawn
 
 
 def _metric_rows(evaluation: NumberEvaluation) -> list[dict[str, Any]]:
@@ -149,6 +153,8 @@ def _metric_rows(evaluation: NumberEvaluation) -> list[dict[str, Any]]:
 
 
 def _strata(evaluation: NumberEvaluation, numbering: Numbering) -> PageFigure | None:
+    if evaluation.age is not None:
+        return draw_age_strata(evaluation, numbering)
     rows = [(row.variable, row.level, str(row.counts[0]), row.found) for row in evaluation.strata if row.found]
     if not rows:
         return None
@@ -197,8 +203,7 @@ def _methods(evaluation: NumberEvaluation) -> list[str]:
         f"mean itself, said of everybody, is off by {evaluation.guess['mae']:.3g}{_unit(evaluation)} on average.",
         *_tell_conformal(evaluation),
         "Weights were selected on the validation people only. The people judged here were used for nothing before.",
-        "Held-out people come from the same store as the others: how the model does at another site, on another "
-        "scanner, or after other preprocessing is not shown here.",
+        _tell_protocol(evaluation),
     ]
 
 
@@ -210,3 +215,24 @@ def _tell_conformal(evaluation: NumberEvaluation) -> list[str]:
         "people of each fold, one of each family, rank. Weights were selected on the same people, so they may be a "
         "little narrow: what is counted here, in people that had no part, is the check."
     ]
+
+
+def _tell_protocol(evaluation: NumberEvaluation) -> str:
+    """How far those judged are from those trained on."""
+    protocol = evaluation.provenance.get("protocol", "people")
+    if protocol == "external":
+        num_models = evaluation.provenance["num_models"]
+        told = "the mean of what the models of all folds say" if num_models > 1 else "what the run's one model says"
+        return (
+            f"Another cohort: everybody in its store who has a {evaluation.target} and scans of this kind was judged, "
+            f"by {told}. No scan of theirs was trained on, by digests of voxels and files."
+        )
+    if protocol == "site":
+        return (
+            "Each fold holds a whole site out: it is judged by a model that has seen nobody scanned there. How much of "
+            "the error is the site's and how much its people's cannot be told apart."
+        )
+    return (
+        "Held-out people come from the same store as the others: how the model does at another site, on another "
+        "scanner, or after other preprocessing is not shown here."
+    )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from neuroray.platform.evaluate.metrics import REGRESSION_METRICS
-from neuroray.platform.evaluate.number_evidence import NumberEvaluation
+from neuroray.platform.evaluate.number_evidence import JudgedNumber, NumberEvaluation
 from neuroray.platform.evaluate.number_page import describe_number_page
 from neuroray.platform.evaluate.report_parts import (
     FORMAT,
@@ -24,11 +25,23 @@ _FURTHER = ("interval_low", "interval_high", "spread", "num_windows", "profile",
 
 def write_number_predictions(evaluation: NumberEvaluation, path: Path) -> None:
     """One row a held-out scan, sorted by fold and scan; numbers in the target's unit."""
+    _write_rows(evaluation, evaluation.judged, path)
+
+
+def write_validation_predictions(evaluation: NumberEvaluation, path: Path) -> None:
+    """The same of the people that weights were selected on; an older file goes where there are none."""
+    if evaluation.validation:
+        _write_rows(evaluation, evaluation.validation, path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _write_rows(evaluation: NumberEvaluation, rows: Sequence[JudgedNumber], path: Path) -> None:
     facts = {fold.index: fold.facts for fold in evaluation.folds}
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*_COLUMNS, *_FURTHER])
-        for row in sorted(evaluation.judged, key=lambda row: (row.fold, row.scan_id)):
+        for row in sorted(rows, key=lambda row: (row.fold, row.scan_id)):
             person = (row.fold, row.scan_id, row.subject, row.family_id or "", row.age_years, row.sex or "")
             answer = (row.value, f"{row.predicted:.9g}", f"{row.predicted - row.value:.9g}")
             spread = "" if row.spread is None else f"{row.spread:.9g}"
@@ -66,10 +79,11 @@ def describe_number_evaluation(evaluation: NumberEvaluation) -> dict[str, Any]:
                 "variable": row.variable,
                 "level": row.level,
                 "num_scans": row.counts[0],
-                "pearson_r": row.found.to_json() if row.found else None,
+                evaluation.strata_metric: row.found.to_json() if row.found else None,
             }
             for row in evaluation.strata
         ],
+        **({"age": evaluation.age.to_json()} if evaluation.age is not None else {}),
         "warnings": list(evaluation.warnings),
         "provenance": dict(evaluation.provenance),
     }

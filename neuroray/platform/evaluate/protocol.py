@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from neuroray.platform.data.splits import SIDES
+from neuroray.platform.evaluate.age_evidence import add_age_evidence, is_age
 from neuroray.platform.evaluate.evidence import (
     Evaluation,
     Fold,
@@ -20,6 +21,7 @@ from neuroray.platform.evaluate.evidence import (
     profile_attention,
     stratify,
 )
+from neuroray.platform.evaluate.external import evaluate_external, find_trained
 from neuroray.platform.evaluate.findings import gather_warnings
 from neuroray.platform.evaluate.intervals import NUM_RESAMPLES
 from neuroray.platform.evaluate.loaded import load_slice_model
@@ -28,7 +30,7 @@ from neuroray.platform.evaluate.number_evidence import NumberEvaluation
 from neuroray.platform.evaluate.number_findings import gather_number_warnings
 from neuroray.platform.evaluate.run import RunFold, check_people, read_curves, read_folds
 from neuroray.platform.evaluate.slice_model import SliceModel, SliceView
-from neuroray.platform.evaluate.window_protocol import evaluate_targets
+from neuroray.platform.evaluate.window_protocol import answer_validation, evaluate_targets
 from neuroray.platform.models.layers.slices import slice_positions_mm
 from neuroray.storage.features import FeatureStore
 from neuroray.storage.profiles.agreement import read_model_profile
@@ -46,6 +48,7 @@ def evaluate(
     target: str | None = None,
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
+    external: bool = False,
     device: str = "cpu",
     facts: Mapping[str, Any] | None = None,
     track: Track | None = None,
@@ -61,6 +64,7 @@ def evaluate(
         target: Which of the model's targets; the main one when left out.
         seed: Of the bootstrap.
         num_resamples: Of the bootstrap.
+        external: Judge everybody in the store, which is that of another cohort, by the models of all folds together.
         device: Where to compute.
         facts: What the report is to tell of its making: `versions`, `made_at`, `git_commit`, `commands`.
         track: Shows progress.
@@ -70,6 +74,18 @@ def evaluate(
         StoreError: scans or features that cannot be read.
     """
     runs = read_folds(run)
+    if external:
+        return _judge_external(
+            run,
+            runs,
+            store,
+            target=target,
+            seed=seed,
+            num_resamples=num_resamples,
+            device=device,
+            facts=facts,
+            track=track,
+        )
     opened = _open_store(runs[0], store)
     records = {record.scan_id: record for record in opened.records()}
     for fold in runs:
@@ -86,8 +102,47 @@ def evaluate(
         judged = [_judge(fold, opened, records, device=device, track=track) for fold in runs]
         found = _assemble(runs, judged, records, provenance, **draws)
     if isinstance(found, NumberEvaluation):
-        return dataclasses.replace(found, warnings=gather_number_warnings(found, shuffled=shuffled))
+        if is_age(found.target):
+            said = answer_validation(runs, opened, target=target, device=device, track=track)
+            found = dataclasses.replace(found, validation=said)
+        return _complete(found, _trained_ages(runs, records), shuffled=shuffled)
     return dataclasses.replace(found, warnings=gather_warnings(found, shuffled=shuffled))
+
+
+def _judge_external(
+    run: Path,
+    runs: Sequence[RunFold],
+    store: str | None,
+    *,
+    device: str,
+    facts: Mapping[str, Any] | None,
+    track: Track | None,
+    **options: Any,
+) -> NumberEvaluation:
+    if store is None:
+        raise EvaluationError("no other cohort is named", fix="--store OTHER --external")
+    if "targets" not in runs[0].card:
+        raise EvaluationError(
+            "another cohort is judged for a measure", given=runs[0].card["target"], expected="age, say"
+        )
+    opened = ScanStore(store)
+    opened = ScanStore(store, version=opened.version)
+    provenance = _describe_origin(run, runs, opened, facts or {}) | {"catalogue_version_recorded": False}
+    found = evaluate_external(runs, opened, provenance=provenance, device=device, track=track, **options)
+    return _complete(found, _trained_ages(runs, find_trained(runs) or {}), shuffled=False)
+
+
+def _complete(found: NumberEvaluation, trained_ages: tuple[float, float] | None, *, shuffled: bool) -> NumberEvaluation:
+    """With what is told of age where the measure is that, and the warnings."""
+    if is_age(found.target):
+        found = add_age_evidence(found, trained_ages)
+    return dataclasses.replace(found, warnings=gather_number_warnings(found, shuffled=shuffled))
+
+
+def _trained_ages(runs: Sequence[RunFold], records: Mapping[str, ScanRecord]) -> tuple[float, float] | None:
+    trained = {scan_id for fold in runs for scan_id in fold.split.train} & records.keys()
+    ages = [age for scan_id in trained if (age := records[scan_id].age_years) is not None]
+    return (min(ages), max(ages)) if ages else None
 
 
 def judge_scans(
@@ -179,6 +234,7 @@ def _describe_origin(run: Path, runs: Sequence[RunFold], store: ScanStore, facts
         "store": store.uri,
         "catalogue_version": store.version,
         "catalogue_version_recorded": runs[0].catalogue_version is not None,
+        "protocol": runs[0].split.config.hold_out,
         **facts,
     }
 

@@ -18,6 +18,7 @@ from neuroray.platform.evaluate.number_report import (
     describe_number_evaluation,
     render_number_page,
     write_number_predictions,
+    write_validation_predictions,
 )
 from neuroray.platform.evaluate.page import describe_page
 from neuroray.platform.evaluate.report_parts import (
@@ -48,7 +49,7 @@ class Example:
 def write_report(
     evaluation: Evaluation | NumberEvaluation, out: Path, *, example: Example | None = None
 ) -> dict[str, Path]:
-    """Writes `predictions.csv`, `report.json` and `report.html`.
+    """Writes `predictions.csv`, `report.json` and `report.html`, and of age `predictions_val.csv`.
 
     Subject ids stand in `predictions.csv` alone; the other two may be handed on.
 
@@ -59,6 +60,7 @@ def write_report(
     paths = {name: out / name for name in ("predictions.csv", "report.json", "report.html")}
     if isinstance(evaluation, NumberEvaluation):
         write_number_predictions(evaluation, paths["predictions.csv"])
+        write_validation_predictions(evaluation, out / "predictions_val.csv")
         described, page = describe_number_evaluation(evaluation), render_number_page(evaluation)
     else:
         write_predictions(evaluation, paths["predictions.csv"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from neuroray.platform.evaluate.age_evidence import add_age_evidence
 from neuroray.platform.evaluate.evidence import Evaluation, Fold, Judged, average_by_person, draw_for, measure, stratify
 from neuroray.platform.evaluate.findings import gather_warnings
 from neuroray.platform.evaluate.metrics import EvaluationError, classification_metrics, regression_metrics
@@ -95,7 +96,7 @@ def _average_numbers(
     )
     people = average_people(judged)
     by_person = measure_numbers(people, draw_people(people, **draws)) if len(people) < len(judged) else {}
-    return dataclasses.replace(
+    averaged = dataclasses.replace(
         first,
         judged=judged,
         folds=tuple(_refold(fold, judged, found) for fold in first.folds),
@@ -103,7 +104,16 @@ def _average_numbers(
         metrics_by_person=by_person,
         strata=stratify_numbers(judged, **draws),
         coverage=None,
+        validation=_average_validation(found),
     )
+    return averaged if first.age is None else add_age_evidence(averaged, first.age.trained_ages_years)
+
+
+def _average_validation(found: Sequence[NumberEvaluation]) -> tuple[JudgedNumber, ...]:
+    """Of the same people: seeds that were judged on one split share its validation side too."""
+    said = np.mean([[row.predicted for row in one.validation] for one in found], axis=0)
+    pairs = zip(found[0].validation, said, strict=True)
+    return tuple(dataclasses.replace(row, predicted=float(value)) for row, value in pairs)
 
 
 def _average_classes(first: Evaluation, found: Sequence[Evaluation], draws: dict[str, int]) -> Evaluation:

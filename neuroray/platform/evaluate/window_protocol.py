@@ -81,8 +81,7 @@ def evaluate_targets(
         EvaluationError: no such target, or nobody on the test side has the label.
     """
     records = {record.scan_id: record for record in store.records()}
-    models = [load_target_model(fold.path / "model", device=device) for fold in runs]
-    chosen = [_choose_target(model, target) for model in models]
+    models, chosen = open_targets(runs, target, device=device)
     said = [
         _judge(fold, model, store, one, records, track) for fold, model, one in zip(runs, models, chosen, strict=True)
     ]
@@ -96,6 +95,41 @@ def evaluate_targets(
     if chosen[0].kind == "number":
         return _assemble_numbers(runs, chosen, said, records, shared, num_resamples=num_resamples)
     return _assemble_classes(runs, chosen[0], said, records, shared, num_resamples=num_resamples)
+
+
+def open_targets(runs: Sequence[RunFold], target: str | None, *, device: str) -> tuple[list[TargetModel], list[Target]]:
+    """The model of each fold, and in each the target of that name, the main one where none is named.
+
+    Raises:
+        EvaluationError: no such target, or models that do not answer target by target.
+    """
+    models = [load_target_model(fold.path / "model", device=device) for fold in runs]
+    return models, [_choose_target(model, target) for model in models]
+
+
+def answer_number(
+    model: TargetModel, store: ScanStore, scan_ids: Sequence[str], target: Target, *, track: Track | None = None
+) -> dict[str, float]:
+    """What the model says of a measure in each scan; NaN where it says none."""
+    index = [one.name for one in model.targets].index(target.name)
+    said = {scan_id: answers[index].value for scan_id, answers in _answer_scans(model, store, scan_ids, track)}
+    return {scan_id: float("nan") if value is None else value for scan_id, value in said.items()}
+
+
+def answer_validation(
+    runs: Sequence[RunFold], store: ScanStore, *, target: str | None, device: str, track: Track | None = None
+) -> tuple[JudgedNumber, ...]:
+    """What each fold's model says of a measure in the people that it was selected on; they are in no metric."""
+    records = {record.scan_id: record for record in store.records()}
+    models, targets = open_targets(runs, target, device=device)
+    found = []
+    for fold, model, one in zip(runs, models, targets, strict=True):
+        truth = {scan_id: _true_value(fold, model, one, records[scan_id]) for scan_id in fold.split.val}
+        known = [scan_id for scan_id in fold.split.val if np.isfinite(truth[scan_id])]
+        for scan_id, said in answer_number(model, store, known, one, track=track).items():
+            person = _person(fold, records[scan_id])
+            found.append(JudgedNumber(**person, value=truth[scan_id], predicted=said, guess=one.mean))
+    return tuple(found)
 
 
 _Said = list[tuple[ScanRecord, float, TargetAnswer]]
@@ -192,7 +226,7 @@ def _assemble_classes(
         classes=target.classes,
         judged=pooled,
         folds=tuple(
-            _describe_fold(fold, target, records, _class_metrics(rows)) for fold, rows in zip(runs, judged, strict=True)
+            describe_fold(fold, target, records, _class_metrics(rows)) for fold, rows in zip(runs, judged, strict=True)
         ),
         metrics=measure(pooled, resamples),
         metrics_by_person=measure(people, draw_for(people, **draws)) if len(people) < len(pooled) else {},
@@ -237,7 +271,7 @@ def _assemble_numbers(
         unit=targets[0].unit,
         judged=pooled,
         folds=tuple(
-            _describe_fold(fold, targets[0], records, _number_metrics(rows))
+            describe_fold(fold, targets[0], records, _number_metrics(rows))
             for fold, rows in zip(runs, judged, strict=True)
         ),
         metrics=measure_numbers(pooled, resamples),
@@ -259,14 +293,18 @@ def _number_metrics(rows: Sequence[JudgedNumber]) -> dict[str, float]:
     return {name: float(found[0]) for name, found in regression_metrics(values, predicted).items()}
 
 
-def _describe_fold(
+def describe_fold(
     fold: RunFold, target: Target, records: Mapping[str, ScanRecord], metrics: Mapping[str, float]
 ) -> Fold:
+    """Who was on which side, how it learned and how it did; people are counted by the records that are there."""
     profile, score = read_model_profile(fold.card), "r" if target.kind == "number" else "auc"
     return Fold(
         index=fold.index,
         counts=fold.split.counts(),
-        num_subjects={side: len({records[scan_id].subject for scan_id in fold.split.side(side)}) for side in SIDES},
+        num_subjects={
+            side: len({records[scan_id].subject for scan_id in fold.split.side(side) if scan_id in records})
+            for side in SIDES
+        },
         curves=read_curves(fold, score=score if target.name == fold.card["target"] else f"{target.name}_{score}"),
         metrics=metrics,
         facts={

@@ -276,3 +276,53 @@ def test_a_measure_wants_bins_and_a_class_takes_none() -> None:
         split_subjects(cohort, SplitConfig(stratify_by="age_years", num_bins=9))
     with pytest.raises(SplitError, match="cut into bins"):
         SplitConfig(stratify_by=None, num_bins=2)
+
+
+@dataclass(frozen=True)
+class SitedRecord(Record):
+    site: str | None = None
+
+
+def make_sited(num_subjects: int = 60) -> list[SitedRecord]:
+    """People at three sites in turn; the last two came twice, the second time elsewhere."""
+    records = [
+        SitedRecord(
+            scan_id=f"sub-{index:03d}",
+            subject=f"{index:03d}",
+            diagnosis="patient" if index % 2 else "control",
+            site="abc"[index % 3],
+        )
+        for index in range(num_subjects)
+    ]
+    return records + [
+        replace(record, scan_id=f"{record.scan_id}-2", site="abc"[("abc".index(str(record.site)) + 1) % 3])
+        for record in records[-2:]
+    ]
+
+
+def test_each_fold_holds_a_whole_site_out_and_nobody_who_was_scanned_there() -> None:
+    records = make_sited()
+    config = SplitConfig(num_parts=5, num_folds=3, hold_out="site")
+    people = {record.scan_id: record.subject for record in records}
+    tested: list[str] = []
+    for fold, site in enumerate("abc"):
+        split = split_subjects(records, replace(config, fold=fold))
+        assert set(split.test) == {record.scan_id for record in records if record.site == site}
+        judged = {people[scan_id] for scan_id in split.test}
+        for side in ("train", "val"):
+            assert not judged & {people[scan_id] for scan_id in split.side(side)}
+        everybody = [*split.train, *split.val, *split.test, *split.left_out]
+        assert sorted(everybody) == sorted(people)
+        tested += split.test
+    assert sorted(tested) == sorted(people)
+
+
+def test_as_many_folds_as_sites_are_asked_for_and_scans_without_a_site_are_left_out() -> None:
+    records = make_sited()
+    with pytest.raises(SplitError, match=r"as many folds as sites.*num_folds 5, sites a, b, c.*num_folds 3"):
+        split_subjects(records, SplitConfig(num_parts=5, hold_out="site"))
+    with pytest.raises(SplitError, match="sites none"):
+        split_subjects(make_cohort(), SplitConfig(num_parts=5, hold_out="site"))
+    lost = [replace(record, site=None) if index == 0 else record for index, record in enumerate(records)]
+    split = split_subjects(lost, SplitConfig(num_parts=5, num_folds=3, hold_out="site"))
+    assert "sub-000" in split.left_out

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import pearsonr
+from scipy.stats import pearsonr, spearmanr
 from sklearn import metrics as oracle
 
 from neuroray.platform.evaluate.metrics import (
@@ -143,8 +143,10 @@ def test_regression_metrics_agree_with_scikit_learn_and_scipy(seed, num_rows, le
             "rmse": oracle.root_mean_squared_error(targets, predictions, sample_weight=weight),
             "r2": oracle.r2_score(targets, predictions, sample_weight=weight),
             "pearson_r": pearsonr(targets[repeated], predictions[repeated]).statistic,
+            "spearman_rho": spearmanr(targets[repeated], predictions[repeated]).statistic,
             "bias": np.average(predictions - targets, weights=weight),
         }
+        expected["mae_over_sd"] = expected["mae"] / targets[repeated].std()
         for name, value in expected.items():
             # A level of 1e4 over a spread of 0.1 leaves 11 of float64's 16 digits; r near 0 has only absolute ones.
             assert ours[name][index] == pytest.approx(value, rel=1e-8, abs=1e-8), name
@@ -160,6 +162,7 @@ def test_correlation_knows_neither_unit_nor_zero_of_a_score(seed, scale, shift):
     both = regression_metrics(scale * targets + shift, scale * predictions + shift)
     # A shift of 100 over a spread of 0.01 leaves 12 digits.
     assert moved["pearson_r"] == pytest.approx(plain["pearson_r"], abs=1e-9)
+    assert moved["spearman_rho"] == pytest.approx(plain["spearman_rho"], abs=1e-12)
     assert both["r2"] == pytest.approx(plain["r2"], rel=1e-8, abs=1e-8)
     assert both["mse"] == pytest.approx(scale**2 * plain["mse"], rel=1e-8)
 
@@ -182,9 +185,11 @@ def test_what_one_number_leaves_undefined_is_nan_and_not_0():
     targets, same = np.array([1.0, 2.0, 4.0]), np.full(3, 0.1)
     guess = regression_metrics(targets, same)
     assert np.isnan(guess["pearson_r"][0])
+    assert np.isnan(guess["spearman_rho"][0])
     assert guess["r2"][0] == pytest.approx(oracle.r2_score(targets, same))
     constant = regression_metrics(same, targets)
     assert np.isnan(constant["pearson_r"][0])
+    assert np.isnan(constant["mae_over_sd"][0])
     assert np.isnan(constant["r2"][0])
     assert constant["mae"][0] == pytest.approx(np.abs(targets - 0.1).mean())
 
