@@ -162,7 +162,13 @@ def _notes(comparison: Comparison) -> list[str]:
     if question.learned_from:
         notes.append(f"- Fitted on people with {question.learned_from} alone; everybody was judged.")
     if question.left_out:
-        notes.append(f"- {len(question.left_out)} scans without the target were left out.")
+        by_site = question.folds[0][1].config.hold_out == "site"
+        why = (
+            "without the target or a site, or of people who were scanned at the first site too,"
+            if by_site
+            else "without the target"
+        )
+        notes.append(f"- {len(question.left_out)} scans {why} were left out.")
     return notes
 
 

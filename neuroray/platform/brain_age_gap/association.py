@@ -6,6 +6,7 @@ where a line separates the groups the fit runs off to infinity and gives odds ra
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -149,17 +150,12 @@ def _fit(
         _, clusters = np.unique(kin, return_inverse=True)
         options = {"cov_type": "cluster", "cov_kwds": {"groups": clusters}}
         notes = [*notes, f"Standard errors are those of {len(set(kin))} families or people."]
-    fitted: Any = sm.Logit(is_case.astype(float), design).fit(disp=0, maxiter=200, **options)
-    # The score at the maximum is zero; where it is not, no maximum was found.
-    score = design.T @ (is_case - expit(design @ fitted.params))
-    if not np.abs(score).max() < 1e-4 * len(design):
-        return _give_up(
-            covariates,
-            (int((~is_case).sum()), int(is_case.sum())),
-            sd,
-            [*notes, "The fit did not come to an end."],
-            is_separated=False,
-        )
+    fitted = _maximise(sm.Logit(is_case.astype(float), design), options)
+    # The score at a maximum is zero; where it is not, no maximum was found.
+    score = np.inf if fitted is None else np.abs(design.T @ (is_case - expit(design @ fitted.params))).max()
+    if fitted is None or not score < 1e-4 * len(design):
+        counts = (int((~is_case).sum()), int(is_case.sum()))
+        return _give_up(covariates, counts, sd, [*notes, "The fit did not come to an end."], is_separated=False)
     beta, error, p_value = float(fitted.params[0]), float(fitted.bse[0]), float(fitted.pvalues[0])
     return Association(
         covariates=covariates,
@@ -170,6 +166,17 @@ def _fit(
         per_year=_odds_ratio(beta / sd, error / sd, p_value),
         notes=tuple(notes),
     )
+
+
+def _maximise(model: Any, options: dict[str, Any]) -> Any:
+    """The fit by Newton's steps; None where these end in a matrix that cannot be inverted."""
+    with warnings.catch_warnings():
+        # Whether a maximum was found is judged by the score.
+        warnings.simplefilter("ignore")
+        try:
+            return model.fit(disp=0, maxiter=200, **options)
+        except np.linalg.LinAlgError:
+            return None
 
 
 def _odds_ratio(beta: float, error: float, p_value: float) -> Effect:

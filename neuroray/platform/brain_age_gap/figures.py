@@ -52,8 +52,8 @@ def draw_gaps_by_age(
 ) -> Figure:
     """Each kind of gap against age, on one scale."""
     figure = Figure(figsize=_WIDE_IN)
-    for index, (title, gaps) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, len(panels), index + 1)
+    drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for index, (axes, (title, gaps)) in enumerate(zip(drawn, panels.items(), strict=True)):
         axes.axhline(0, color=MUTED, lw=0.8, ls=_DASHED)
         for place, name in enumerate(_names(groups)):
             rows = np.array([group == name for group in groups]) & np.isfinite(gaps)

@@ -73,7 +73,7 @@ def evaluate_external(
     said = [answer_number(model, store, known, one, track=track) for model, one in zip(models, targets, strict=True)]
     judged = tuple(
         JudgedNumber(
-            fold=0,
+            fold=runs[0].index,
             scan_id=scan_id,
             subject=records[scan_id].subject,
             family_id=records[scan_id].family_id,

@@ -186,7 +186,7 @@ def test_a_run_that_predicts_age_writes_its_validation_people_apart(
 
 def test_another_cohort_is_judged_by_all_folds_together(run: Path, tmp_path: Path) -> None:
     other = ScanStore.create(str(tmp_path / "other"))
-    other.commit([write_person(other, 300 + number) for number in range(9)])
+    other.commit([write_person(other, 3000 + number) for number in range(9)])
     answer = job.run(
         job.Args(run=str(run), store=other.uri, external=True, out=str(tmp_path / "out"), num_resamples=40)
     )
@@ -209,7 +209,7 @@ def test_another_cohort_is_judged_by_all_folds_together(run: Path, tmp_path: Pat
     for scan_id, told in rows.items():
         assert told == pytest.approx(np.mean([each[scan_id] for each in alone]), rel=1e-6)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    # They are 330 years old and more.
+    # They are 3030 years old and more.
     assert report["age"]["num_scans_beyond_trained_ages"] == 9
     assert report["folds"][0]["num_subjects"]["test"] == 9
     assert not (tmp_path / "out" / "predictions_val.csv").exists()
