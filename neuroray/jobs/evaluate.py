@@ -95,7 +95,7 @@ def _judge_connectome(args: Args, evaluation: Evaluation | NumberEvaluation, out
     """Of a model that was asked for connectivity: person by person over all edges, besides the one target."""
     run_folder = Path(args.run)
     folds = [] if find_seeds(run_folder) else read_folds(run_folder)
-    if not folds or not list_edge_targets(folds[0].card):
+    if args.external or not folds or not list_edge_targets(folds[0].card):
         return {}
     store = ScanStore(evaluation.provenance["store"], version=evaluation.provenance["catalogue_version"])
     found = evaluate_connectome(
@@ -192,5 +192,11 @@ def _tell(evaluation: Evaluation | NumberEvaluation, paths: dict[str, Path]) -> 
     if isinstance(evaluation, NumberEvaluation):
         unit = f" {evaluation.unit}" if evaluation.unit else ""
         lines.append(f"  {evaluation.coverage.tell(unit) if evaluation.coverage else evaluation.no_interval}")
+    if isinstance(evaluation, NumberEvaluation) and evaluation.age is not None:
+        gain = evaluation.age.gain_years
+        lines.append(
+            f"  the training mean of everybody is off by {evaluation.guess['mae']:.2f} years: "
+            f"{gain.value:.2f} ({gain.low:.2f} to {gain.high:.2f}) more"
+        )
     lines += [f"  note: {warning}" for warning in evaluation.warnings]
     return "\n".join([*lines, f"written to {paths['report.html']}"])
