@@ -85,6 +85,11 @@ class GapStudy:
         return not (self.raw["mae_gain"].low > 0 and self.raw["pearson_r"].low > 0)
 
     @property
+    def shown(self) -> GapKind:
+        """The kind that figures and headline show: Cole's, which keeps years, where there is one."""
+        return "cole" if "cole" in self.after else "beheshti"
+
+    @property
     def guess_mae(self) -> float:
         """Error of saying the mean age of the correction's controls."""
         return self.raw["guess_mae"].value

@@ -18,7 +18,7 @@ def tell_headline(study: GapStudy) -> str:
     """The one sentence that a reader takes away."""
     if study.is_useless:
         return "The model is not known to see age, so its gap means nothing"
-    told = next((case for case in study.cases if case.kind == "beheshti" and case.comparison), None)
+    told = next((case for case in study.cases if case.kind == study.shown and case.comparison), None)
     if told is None or told.comparison is None:
         return f"Ages are off by {study.raw['mae'].value:.1f} years before any correction"
     found = told.comparison.difference_years

@@ -9,7 +9,7 @@ import numpy as np
 
 from neuroray.platform.brain_age_gap import figures, findings
 from neuroray.platform.brain_age_gap.answers import ages_of, first_visits, predictions_of
-from neuroray.platform.brain_age_gap.correction import GAP_KINDS, GAP_LABELS, GapKind
+from neuroray.platform.brain_age_gap.correction import GAP_KINDS, GAP_LABELS
 from neuroray.platform.brain_age_gap.effects import tell_effect, tell_p
 from neuroray.platform.brain_age_gap.evidence import CaseStudy, GapStudy
 from neuroray.platform.brain_age_gap.recovery import Recovery, tabulate_recovery, tell_recovery
@@ -19,7 +19,6 @@ from neuroray.platform.evaluate.page import Numbering
 
 _METRICS = {"mae": "Mean absolute error", "rmse": "Root mean squared error", "bias": "Mean error"}
 _SHARES = {"pearson_r": "Pearson correlation", "r2": "Variance explained"}
-_SHOWN: GapKind = "beheshti"
 
 
 def describe_gap_page(
@@ -160,7 +159,7 @@ def _tell_fit(study: GapStudy) -> str:
 
 
 def _groups(study: GapStudy, numbering: Numbering) -> dict[str, Any]:
-    gaps = study.gaps(_SHOWN)
+    gaps = study.gaps(study.shown)
     place = {(row.fold, row.scan_id): index for index, row in enumerate(study.answers)}
     by_group: dict[str, list[float]] = {"controls": []}
     names = name_groups(study)
@@ -171,7 +170,7 @@ def _groups(study: GapStudy, numbering: Numbering) -> dict[str, Any]:
         figures.draw_groups({name: np.array(values) for name, values in by_group.items() if values}),
         "groups",
         findings.tell_headline(study),
-        "One dot is one person at the first visit; the gap after Beheshti's correction. Bars: mean and 95 % interval.",
+        f"One dot is one person at the first visit; the gap {GAP_LABELS[study.shown]}. Bars: mean and 95 % interval.",
     )
     drawn = [shown]
     odds = [
@@ -220,18 +219,22 @@ def _comparison_table(cases: Sequence[CaseStudy]) -> dict[str, Any]:
 
 
 def _odds_table(cases: Sequence[CaseStudy]) -> dict[str, Any]:
-    rows, notes = [], []
+    rows: list[list[str]] = []
+    notes: dict[str, list[str]] = {}
     for case in cases:
         found = case.association
         name = f"{case.case}, {GAP_LABELS[case.kind]}"
         who = f"{found.num_cases} and {found.num_controls}"
         rows.append([name, who, ", ".join(found.covariates), tell_effect(found.per_sd), tell_effect(found.per_year)])
-        notes += [f"{name}: {note}" for note in found.notes]
+        for note in found.notes:
+            notes.setdefault(note, []).append(name)
     return {
         "title": "Odds ratios of the diagnosis",
         "head": ["", "People", "Held", "Per SD of the gap", "Per year of gap"],
         "rows": rows,
-        "note": " ".join(dict.fromkeys(notes)),
+        "note": " ".join(
+            note if len(names) == len(rows) else f"{', '.join(names)}: {note}" for note, names in notes.items()
+        ),
     }
 
 
@@ -258,7 +261,7 @@ def _high_table(cases: Sequence[CaseStudy]) -> dict[str, Any]:
 
 
 def _time(study: GapStudy, numbering: Numbering) -> dict[str, Any]:
-    gaps, names = study.gaps(_SHOWN), name_groups(study)
+    gaps, names = study.gaps(study.shown), name_groups(study)
     ages = ages_of(study.answers)
     courses: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for _, indices in person_slopes(study.answers, gaps).values():
@@ -281,7 +284,7 @@ def _time(study: GapStudy, numbering: Numbering) -> dict[str, Any]:
                 figures.draw_courses(dict(sorted(courses.items()))),
                 "courses",
                 "The gap of those who came more than once",
-                "One line is one person; the gap after Beheshti's correction.",
+                f"One line is one person; the gap {GAP_LABELS[study.shown]}.",
                 wide=True,
             )
         ],
