@@ -15,7 +15,7 @@ import tyro
 
 from neuroray.errors import NeurorayError
 from neuroray.jobs.run_record import record_run
-from neuroray.platform.evaluate.loaded import load_model
+from neuroray.platform.evaluate.loaded import load_model, require_answers
 from neuroray.platform.evaluate.model_card import render_model_card
 from neuroray.storage.checkpoint import CONFIG, WEIGHTS
 
@@ -54,6 +54,7 @@ def run(args: Args) -> dict[str, Any]:
         raise ExportError("there is no finished run", given=args.run, expected=f"a folder with model/{CONFIG}")
     out = Path(args.out) if args.out else Path(args.run) / "export"
     config = json.loads((source / CONFIG).read_text())
+    require_answers(config)
     report = _read_report(args)
     files = {name: (source / name).read_bytes() for name in (WEIGHTS, CONFIG)}
     files[_CARD] = render_model_card(config, report, licence=args.licence).encode()

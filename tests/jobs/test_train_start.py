@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from contracts.run_cohort import write_run_cohort
 
-from neuroray.jobs import train
+from neuroray.jobs import export, train
 from neuroray.jobs.cli import UsageError
+from neuroray.platform.evaluate.loaded import load_model
+from neuroray.platform.evaluate.metrics import EvaluationError
 
 RECIPES = """
 from contracts import run_cohort
@@ -32,6 +34,12 @@ def test_a_run_starts_from_another_and_only_where_it_can(tmp_path: Path):
     options = ["--store", store.uri, "--loop.num-epochs", "1", "--out"]
     answer = train.main([f"{file}:pretrain", *options, first])
     assert answer["best_scores"]["val_ratio"] > 0
+    for ask in (
+        lambda: load_model(f"{first}/model"),
+        lambda: export.run(export.Args(run=first, out=str(tmp_path / "out"))),
+    ):
+        with pytest.raises(EvaluationError, match=r"has no answers yet.*neuroray train brainmt:probe --init RUN"):
+            ask()
     train.main([f"{file}:sex", *options, second, "--init", first])
     recipe = json.loads((tmp_path / "second" / "config.json").read_text())
     assert recipe["start"]["model"] == f"{first}/model"

@@ -25,6 +25,7 @@ _KINDS: Final[dict[str, type[AnyModel]]] = {
 }
 CARD_FORMATS: Final[dict[str, tuple[int, ...]]] = {"brainmt": (1, 2), "brainrotvit": (1,), "dinoatten3d": (1,)}
 """Of each model's card, those that this version reads; a format 1 of brainmt says nothing of `standardise`."""
+_PRETRAINED: Final = "brainmt_masked"
 
 
 class LoadedModel(Protocol):
@@ -49,13 +50,31 @@ def load_model(folder: Location | str | PathLike[str], *, device: str = "cpu") -
     """Rebuilds a model from its folder alone.
 
     Raises:
-        EvaluationError: a model, or a format of its folder, that this version does not know.
+        EvaluationError: see `require_answers`.
         StoreError: the folder is incomplete or its weights are not those that were saved.
     """
     state, card, provenance = load_weights(folder)
+    name = require_answers(card)
+    kind, config = _KINDS[name], MODELS[name].from_json(card["model"])
+    module = kind.build(config)
+    module.load_state_dict(state)
+    module.requires_grad_(False)
+    return kind(module=module.to(device).eval(), card=card, provenance=provenance)
+
+
+def require_answers(card: Mapping[str, Any]) -> str:
+    """The name of a model that can be asked.
+
+    Raises:
+        EvaluationError: a pretrained encoder, or a model, or a format of its folder, that this version does not know.
+    """
     name = str(card.get("model_name"))
+    known = ", ".join(_KINDS)
+    if name == _PRETRAINED:
+        fix = "fine-tune it, or probe it: neuroray train brainmt:probe --init RUN"
+        raise EvaluationError("a pretrained encoder has no answers yet", given=name, expected=known, fix=fix)
     if name not in _KINDS:
-        raise EvaluationError("an unknown model", given=name, expected=f"one of {', '.join(_KINDS)}")
+        raise EvaluationError("an unknown model", given=name, expected=f"one of {known}")
     if card.get("format") not in CARD_FORMATS[name]:
         raise EvaluationError(
             f"this version does not read such a model folder of {name}",
@@ -63,11 +82,7 @@ def load_model(folder: Location | str | PathLike[str], *, device: str = "cpu") -
             expected=f"format {' or '.join(map(str, CARD_FORMATS[name]))}",
             fix="use the version of neuroray that wrote it",
         )
-    kind, config = _KINDS[name], MODELS[name].from_json(card["model"])
-    module = kind.build(config)
-    module.load_state_dict(state)
-    module.requires_grad_(False)
-    return kind(module=module.to(device).eval(), card=card, provenance=provenance)
+    return name
 
 
 def load_slice_model(folder: Location | str | PathLike[str], *, device: str = "cpu") -> SliceModel:

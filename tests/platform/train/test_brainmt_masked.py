@@ -19,6 +19,7 @@ from neuroray.platform.data.collate import to_torch
 from neuroray.platform.data.plan import ReadItem
 from neuroray.platform.data.windows import WindowConfig
 from neuroray.platform.models.brainmt import MaskedBrainMTConfig
+from neuroray.platform.models.brainmt.masked_windows import MaskedBrainMTOutput
 from neuroray.platform.train.loop import fit, prepare_run
 from neuroray.platform.train.metrics_log import curve, read_metrics
 from neuroray.platform.train.patch_masks import MaskConfig
@@ -50,9 +51,9 @@ class Bench:
         self.said: list[torch.Tensor] = []
         self.module.register_forward_hook(self._keep)
 
-    def _keep(self, module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    def _keep(self, module: nn.Module, inputs: tuple[Any, ...], output: MaskedBrainMTOutput) -> None:
         self.given.append(inputs[0].clone())
-        self.said.append(output.detach().clone())
+        self.said.append(output.content.detach().clone())
 
     @torch.no_grad()
     def run(self, **changes: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -215,7 +216,7 @@ def test_every_weight_learns():
         # From 0 on, the tables and the decoder's bias learn in the second step only.
         for parameter in module.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
-    module(torch.randn(1, 6, 17, 20, 18)).square().sum().backward()
+    module(torch.randn(1, 6, 17, 20, 18)).content.square().sum().backward()
     still = [
         name for name, parameter in module.named_parameters() if parameter.grad is None or not parameter.grad.any()
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -47,6 +47,16 @@ class MaskedBrainMTConfig(Config):
         return MaskedBrainMT(self)
 
 
+class MaskedBrainMTOutput(NamedTuple):
+    """What the model says of a window. A tuple, so that parallel wrappers find the tensor in it.
+
+    Attributes:
+        content: Of every cell, hidden or not; places in the order y, x, z, cells in the order x, y, z.
+    """
+
+    content: Float[Tensor, "batch place time cell"]
+
+
 class MaskedBrainMT(nn.Module):
     """The encoder and the decoder; what is hidden is taken out of the voxels before they come here.
 
@@ -62,14 +72,14 @@ class MaskedBrainMT(nn.Module):
         self.encoder.head = nn.Identity()
         self.decoder = _build_decoder(config)
 
-    def forward(self, voxels: Float[Tensor, "batch time x y z"]) -> Float[Tensor, "batch place time cell"]:
-        """What every patch is thought to hold, hidden or not; places in the order y, x, z, cells in the order x, y, z.
+    def forward(self, voxels: Float[Tensor, "batch time x y z"]) -> MaskedBrainMTOutput:
+        """What every patch is thought to hold.
 
         Raises:
             ModelError: no batch of 4D windows, or no frame in it.
         """
         tokens = self.encoder.encode(voxels)[:, 1:]
-        return self.decoder(tokens).unflatten(1, (-1, voxels.shape[1]))
+        return MaskedBrainMTOutput(self.decoder(tokens).unflatten(1, (-1, voxels.shape[1])))
 
     def names_without_decay(self) -> frozenset[str]:
         """As the encoder has them."""

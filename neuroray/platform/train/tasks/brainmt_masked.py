@@ -133,7 +133,7 @@ class MaskedBrainMTTask:
         for window, mask, is_held in zip(scores, masks, held, strict=True):
             hide(window, mask, is_held, by=self._recipe.standardise_by)
         hidden, seen = masks & held[:, None], ~masks & held[:, None]
-        outputs = {"error": hidden_error(module(scores), content, hidden)}
+        outputs = {"error": hidden_error(module(scores).content, content, hidden)}
         return outputs if module.training else outputs | _judge_trivial(content, hidden, seen)
 
     def targets(self, batch: Batch) -> Float[Tensor, "row 1"]:
