@@ -237,6 +237,7 @@ def _probe(recipe: BrainMTRecipe, name: str) -> BrainMTRecipe:
     return dataclasses.replace(
         probed,
         freeze="encoder",
+        standardise=StandardiseConfig(by="voxel"),
         data=dataclasses.replace(probed.data, windows=probed.data.windows.covering()),
         optim=OptimConfig(name="adamw", lr=3e-3, weight_decay=1.0, schedule="cosine", warmup_epochs=1.0),
         loop=dataclasses.replace(probed.loop, num_epochs=30, patience=None),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from neuroray.config import Config, ConfigError, without_effect
 from neuroray.platform.data.splits import Split
+from neuroray.platform.data.standardise import StandardiseConfig, read_standard
 from neuroray.platform.models.brainmt import BrainMT, BrainMTConfig, MaskedBrainMTConfig
 from neuroray.platform.models.brainmt.embedding import TokenEmbedding
 from neuroray.platform.train.recipe import RecipeError
@@ -117,7 +118,7 @@ def load_encoder(module: BrainMT, start: StartConfig) -> None:
     logger.info("the encoder starts from %s (%s)", start.model, start.recipe or "a run")
 
 
-def join_start(cohort: Cohort, start: StartConfig, config: BrainMTConfig) -> Cohort:
+def join_start(cohort: Cohort, start: StartConfig, config: BrainMTConfig, *, standard: StandardiseConfig) -> Cohort:
     """The cohort of a run that starts from another, checked and with what is to be known of that on its card.
 
     A test person whom the pretraining saw, though without a label, is no stranger to the encoder: how many there are
@@ -130,6 +131,9 @@ def join_start(cohort: Cohort, start: StartConfig, config: BrainMTConfig) -> Coh
     _require_same_architecture(_read_encoder_config(card, start), config, start)
     if read_model_profile(card) != cohort.profile:
         logger.warning("the scans were prepared otherwise than those of the run to start from")
+    if read_standard(card).by != standard.by:
+        by = read_standard(card).by
+        logger.warning("the run to start from saw scores by %s, this one by %s: --standardise.by", by, standard.by)
     seen = _count_seen(start, cohort.split.test)
     if seen is None:
         logger.warning("the run to start from does not say whom it has seen: test people may be among them")

@@ -17,6 +17,7 @@ from torch import nn
 from neuroray.errors import NeurorayError
 from neuroray.platform.data.collate import to_torch
 from neuroray.platform.data.plan import ReadItem
+from neuroray.platform.data.standardise import StandardiseConfig
 from neuroray.platform.data.windows import WindowConfig
 from neuroray.platform.models.brainmt import MaskedBrainMTConfig
 from neuroray.platform.models.brainmt.masked_windows import MaskedBrainMTOutput
@@ -73,7 +74,7 @@ def is_hidden(given: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("by", ["scan", "voxel"])
 def test_what_is_hidden_does_not_reach_the_encoder(store: ScanStore, by: Any):
-    bench = Bench(store, tiny_pretrain(standardise_by=by))
+    bench = Bench(store, tiny_pretrain(standardise=StandardiseConfig(by=by)))
     before = bench.run()
     hidden, voxels = is_hidden(bench.given[0]), bench.batch["voxels"]
     share = hidden.float().mean()
@@ -168,7 +169,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 def test_an_interrupted_pretraining_goes_on_to_the_very_same_numbers(store: ScanStore, tmp_path: Path):
     loop = LoopConfig(batch_size=4, num_epochs=2, select_by="val_loss", checkpoint_every_steps=3)
-    recipe = tiny_pretrain(loop=loop, standardise_by="voxel")
+    recipe = tiny_pretrain(loop=loop)
     whole = fit(recipe, store=store.uri, out=str(tmp_path / "whole"))
     with pytest.raises(InterruptedError):
         fit(recipe, store=store.uri, out=str(tmp_path / "broken"), watch=broken_after(5))
@@ -227,6 +228,7 @@ def test_every_weight_learns():
     ("changes", "message"),
     [
         ({"loop": LoopConfig(select_by="val_auc")}, "--loop.select-by val_loss"),
+        ({"standardise": StandardiseConfig(by="voxel", drift_degree=1)}, "--standardise.drift-degree 0"),
         ({"data": DataConfig(modality="bold")}, "--data.windows.num-frames N"),
         ({"mask": MaskConfig(block_frames=6)}, "blocks of 6 frames in windows of 6"),
         (

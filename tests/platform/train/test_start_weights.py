@@ -111,6 +111,7 @@ def test_test_people_that_were_seen_before_are_counted(
     cohort = tiny(start=find_start(str(tmp_path / "same"))).task().prepare(store)
     assert cohort.facts["num_test_seen_before"] == 0
     assert "trained or selected on" not in caplog.text
+    assert "saw scores by voxel, this one by scan: --standardise.by" in caplog.text
 
 
 def test_tables_of_another_grid_and_length_are_interpolated_and_the_log_says_so(

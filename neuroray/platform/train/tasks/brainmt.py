@@ -165,7 +165,9 @@ class BrainMTTask:
                 expected=needed,
                 fix=f"--model.num-outputs {needed}",
             )
-        return cohort if recipe.start is None else join_start(cohort, recipe.start, recipe.model)
+        if recipe.start is None:
+            return cohort
+        return join_start(cohort, recipe.start, recipe.model, standard=recipe.standardise)
 
     def build(self) -> BrainMT:
         """The model, its weights drawn; every parameter learns, but for what the recipe freezes."""

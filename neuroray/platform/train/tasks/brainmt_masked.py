@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from neuroray.platform.data.splits import SplitConfig
-from neuroray.platform.data.standardise import standardise
+from neuroray.platform.data.standardise import StandardiseConfig, standardise
 from neuroray.platform.data.window_reader import WindowReader
 from neuroray.platform.data.windows import WindowConfig
 from neuroray.platform.models.brainmt.masked_windows import MaskedBrainMT, MaskedBrainMTConfig
@@ -38,8 +38,8 @@ class MaskedBrainMTRecipe(Recipe):
         mask: What is hidden.
         content: What is told of a cell: its `fluctuation`, so that anatomy, which the rest of the run shows anyway,
             earns nothing; or its `level`, as a z-score of the scan.
-        standardise_by: What the encoder's input is relative to: mean and spread of the whole `scan`, or of each `voxel`
-            over the frames in which it is seen. A run that is fine-tuned from this one should do as this one.
+        standardise: How stored numbers become the encoder's input; by voxel, over the frames in which it is seen. A run
+            that starts from this one should do as this one.
     """
 
     model_name: Annotated[Literal["brainmt_masked"], tyro.conf.Suppress] = "brainmt_masked"
@@ -53,7 +53,7 @@ class MaskedBrainMTRecipe(Recipe):
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(select_by="val_loss"))
     mask: MaskConfig = field(default_factory=MaskConfig)
     content: Literal["fluctuation", "level"] = "fluctuation"
-    standardise_by: Literal["scan", "voxel"] = "voxel"
+    standardise: StandardiseConfig = field(default_factory=lambda: StandardiseConfig(by="voxel"))
 
     def __post_init__(self) -> None:
         # Named, because a dataclass with slots is made anew, and the bare super() would still know the old one.
@@ -64,6 +64,9 @@ class MaskedBrainMTRecipe(Recipe):
         if self.data.sampling != "shuffled":
             given, fix = self.data.sampling, "--data.sampling shuffled"
             raise RecipeError("a pretraining knows no classes to balance", given=given, fix=fix)
+        if self.standardise.drift_degree:
+            given, fix = f"degree {self.standardise.drift_degree}", "--standardise.drift-degree 0"
+            raise RecipeError("drift that is fitted to a whole window tells of what is hidden", given=given, fix=fix)
         frames = self.data.windows.num_frames
         if frames is None:
             given, fix = "whole runs", "--data.windows.sampler random --data.windows.num-frames N"
@@ -131,7 +134,7 @@ class MaskedBrainMTTask:
             content = standardise_cells(content, held)
         masks = self._draw_masks(brain, scores.shape[1], batch, is_training=module.training)
         for window, mask, is_held in zip(scores, masks, held, strict=True):
-            hide(window, mask, is_held, by=self._recipe.standardise_by)
+            hide(window, mask, is_held, by=self._recipe.standardise.by)
         hidden, seen = masks & held[:, None], ~masks & held[:, None]
         outputs = {"error": hidden_error(module(scores).content, content, hidden)}
         return outputs if module.training else outputs | _judge_trivial(content, hidden, seen)
@@ -165,7 +168,7 @@ class MaskedBrainMTTask:
             "windows": recipe.data.windows.covering().to_json(),
             "mask": recipe.mask.to_json(),
             "content": recipe.content,
-            "standardise_by": recipe.standardise_by,
+            "standardise": recipe.standardise.to_json(),
             "spacing_mm": [list(bound) for bound in cohort.spacing_mm],
             "runs": cohort.facts,
             "profile": cohort.profile.to_json(),
