@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from neuroray.platform.data.labels import LabelError, read_class, read_number
@@ -20,6 +21,8 @@ from neuroray.storage.store import ScanRecord, ScanStore
 
 logger = logging.getLogger(__name__)
 
+# A run's statistics are one small object: in a bucket the way there takes its time.
+_READERS = 16
 # Repetition times closer than a hundredth are the same: headers round to milliseconds.
 _SAME_TIME = 1.01
 
@@ -40,12 +43,14 @@ def prepare_window_cohort(
         balanced: Whether classes are weighted.
 
     Raises:
-        RecipeError: no scans, volumes among the runs, several grids in one batch, one class only, a constant measure.
+        RecipeError: no scans, volumes among the runs, several grids or types of numbers in one batch, one class only,
+            a constant measure, runs without spread.
         ProfileError: scans that were not all prepared alike.
         SplitError: too few people.
     """
     records = choose_records(store, recipe)
     _require_runs(records, recipe)
+    _require_one_type(store, records, recipe)
     profile = find_common_profile(store, records)
     try:
         labels = {name: _read_labels(records, name, is_number=name in regress) for name in names}
@@ -56,6 +61,7 @@ def prepare_window_cohort(
     if split.left_out:
         what = " or ".join(names) or split.config.stratify_by
         logger.warning("%d scans have no %s and are left out", len(split.left_out), what)
+    _require_spread(store, [*split.train, *split.val, *split.test])
     facts = _describe_runs(records, split)
     _tell_of_runs(records, facts)
     return Cohort(
@@ -87,6 +93,40 @@ def _require_runs(records: Sequence[ScanRecord], recipe: Recipe) -> None:
             "runs of several grids cannot be in one batch",
             given=told,
             fix="--loop.batch-size 1 with --optim.passes 1, or bring the runs to one grid before the ingest",
+        )
+
+
+def _require_one_type(store: ScanStore, records: Sequence[ScanRecord], recipe: Recipe) -> None:
+    """A batch is one array of stored numbers; runs whose values are of one type are stored alike."""
+    types = Counter(record.dtype for record in records)
+    examples = {record.dtype: record.scan_id for record in records}
+    stored = {name: str(store.stored_dtype(scan_id)) for name, scan_id in examples.items()} if len(types) > 1 else {}
+    if len(set(stored.values())) > 1 and recipe.loop.batch_size > 1:
+        told = ", ".join(f"{count} of {stored[name]} (as {examples[name]})" for name, count in types.most_common(4))
+        raise RecipeError(
+            "runs stored as numbers of several types cannot be in one batch",
+            given=told,
+            fix="--loop.batch-size 1 with --optim.passes 1, or ingest them from files of one type",
+        )
+
+
+def _require_spread(store: ScanStore, scan_ids: Sequence[str]) -> None:
+    """Of every run the mean and spread that z-scores are taken by; told now, not by a worker in the first epoch."""
+    with ThreadPoolExecutor(_READERS) as readers:
+        found = dict(zip(scan_ids, readers.map(store.read_statistics, scan_ids), strict=True))
+    missing = [scan_id for scan_id, one in found.items() if one is None]
+    if missing:
+        raise RecipeError(
+            f"{len(missing)} runs were stored without the mean and spread of their brain",
+            given=", ".join(missing[:4]),
+            fix="ingest them with --profile fmri_minimal",
+        )
+    flat = [scan_id for scan_id, one in found.items() if one is not None and not one.std > 0]
+    if flat:
+        raise RecipeError(
+            f"{len(flat)} runs have no spread: all values in the brain are alike, in all frames",
+            given=", ".join(flat[:4]),
+            fix="look at them (neuroray qc), and take them out (neuroray remove)",
         )
 
 
@@ -143,6 +183,7 @@ def _tell_of_runs(records: Sequence[ScanRecord], facts: dict[str, Any]) -> None:
     flagged = sum(bool(record.flags) for record in records)
     if flagged:
         logger.warning(
-            "%d runs carry flags of the ingest (identical frames, values that were no numbers): see neuroray qc",
+            "%d runs carry flags of the ingest (identical frames, values that were no numbers); they take part, with "
+            "empty frames and what is no number as background: see neuroray qc",
             flagged,
         )
