@@ -287,3 +287,20 @@ def test_wrong_settings_say_what_is_wrong(images: torch.Tensor) -> None:
         SliceEncoderConfig(weights="timm", weights_sha256="0" * 64)
     with pytest.raises(ConfigError, match="loaded tables"):
         SliceEncoderConfig(positions="hub")
+
+
+def test_bfloat16_gives_nearly_the_same_vectors_under_a_fingerprint_of_its_own() -> None:
+    images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    full = SliceEncoderConfig(backbone="test_vit", readout="mean").build(32)
+    half = SliceEncoderConfig(backbone="test_vit", readout="mean", precision="bfloat16").build(32)
+    exact, near = full(images), half(images)
+    assert near.dtype == torch.float32
+    assert not torch.equal(near, exact)
+    # Products rounded to 2^-9, through a few layers.
+    assert (near - exact).norm() < 0.03 * exact.norm()
+    slices = SliceStackConfig(image_size=32)
+    assert half.fingerprint(slices) != full.fingerprint(slices)
+    assert half.hash_weights() == full.hash_weights()
+    # Features that were made before there was a choice are found by what they were found by.
+    assert "precision" not in full.describe()
+    assert half.describe()["precision"] == "bfloat16"
