@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+from contracts import run_cohort
+from contracts.run_cohort import write_run_cohort
 
 from neuroray.jobs import cli, train
 from neuroray.jobs.cli import UsageError
@@ -54,3 +57,16 @@ def test_a_training_itself_needs_a_store(options: list[str]):
 def test_a_dry_run_on_a_store_needs_the_run_s_folder_too():
     with pytest.raises(UsageError, match="--out RUN"):
         train.main(["brainmt:smoke", "--store", "somewhere", "--dry-run"])
+
+
+def test_with_a_store_its_grid_and_its_longest_run_count(tmp_path: Path):
+    store = write_run_cohort(tmp_path / "store", num_people=12)
+    lengths = {record.shape[0] for record in store.records() if record.modality == "bold"}
+    given = [f"{run_cohort.__file__}:tiny_cognition", "--store", store.uri, "--out", str(tmp_path / "run"), "--dry-run"]
+    windows = train.main([*given, "--model.grid-shape", "40", "40", "40"])["forecast"]["windows"]
+    assert windows == {"num_frames": 6, "grid_shape": run_cohort.GRID}
+    whole = ["--data.windows.sampler", "whole", "--data.windows.num-frames", "None", "--loop.batch-size", "1"]
+    answer = train.main([*given, *whole])
+    assert answer["forecast"]["windows"]["num_frames"] == max(lengths)
+    assert len(answer["plans"]) == 1
+    assert not (tmp_path / "run").exists()

@@ -30,6 +30,9 @@ USABLE = 0.92
 PROCESS_BYTES = 600_000_000
 """Of a CUDA context, or of Python with torch on a CPU, where 450 MB were seen: assumed."""
 
+_CHECKPOINTS = "--model.checkpoint (or no --model.no-checkpoint)"
+"""Which of the two there is depends on the recipe: the command line has a flag for what is not its default."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Windows:
@@ -250,7 +253,7 @@ def _list_changes(recipe: Any, windows: Windows) -> list[_Change]:
     loop, model, most = recipe.loop, recipe.model, recipe.scaling.worker_range[1]
     found: list[_Change] = []
     if not model.checkpoint:
-        found.append(_Change(options="--model.checkpoint", apply=_set("model", checkpoint=True)))
+        found.append(_Change(options=_CHECKPOINTS, apply=_set("model", checkpoint=True)))
     chunk = model.frames_at_once or windows.num_frames * loop.batch_size
     for count in sorted({chunk // 2, chunk // 4, chunk // 16, 1} - {0, chunk}, reverse=True):
         options = f"--model.frames-at-once {count}"

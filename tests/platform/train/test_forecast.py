@@ -59,7 +59,8 @@ def test_where_no_change_suffices_several_are_put_together():
     recipe = paper(model=dataclasses.replace(paper().model, checkpoint=False))
     found = forecast(recipe, gpu(5))
     ((options, peak),) = found.fixes
-    assert options.startswith("--model.checkpoint --model.frames-at-once 1 --optim.passes 2")
+    assert options.startswith("--model.checkpoint ")
+    assert "--model.frames-at-once 1 --optim.passes 2" in options
     assert peak <= 0.92 * 5e9
     assert forecast(recipe, gpu(1)).fixes == ()
 

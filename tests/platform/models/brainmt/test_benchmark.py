@@ -113,18 +113,26 @@ def test_a_point_is_measured_in_a_process_of_its_own():
 
 def test_the_report_tells_the_line_and_keeps_the_published_apart(tmp_path: Path):
     points = [
-        Point(num_frames=t, num_tokens=t, peak_bytes=1000 + 50 * t, predicted_bytes=900 + 50 * t, seconds=(t,), flops=t)
-        for t in (10, 20, 40, 80)
+        Point(
+            num_frames=t,
+            num_tokens=t,
+            peak_bytes=10**6 * (7 if t == 5 else 1 + t),
+            predicted_bytes=900 + 50 * t,
+            largest="convolutions" if t == 5 else "last Mamba layer",
+            seconds=(t,),
+            flops=t,
+        )
+        for t in (5, 10, 20, 40, 80)
     ]
     findings = report.Findings(header={"machine": "made up"}, scaling_case="a model", points=points)
     findings.predicted = {200: 6_000_000_000, 800: 20_000_000_000}
     path = report.write_report(tmp_path, "made", findings)
     page = path.read_text()
-    assert "0.000 MB per frame, R2 1.00000" in page
+    assert "in the convolutions: 1.0 MB + 1.000 MB per frame, R2 1.00000, largest residual 0.0%" in page
     assert "| 200 | 6.0 | 40.0 | does not fit 80 |" in page
     assert "| 800 | 20.0 | - | - |" in page
     assert (tmp_path / "made.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((tmp_path / "made.json").read_text())["points"][0]["peak_bytes"] == 1500
+    assert json.loads((tmp_path / "made.json").read_text())["points"][0]["peak_bytes"] == 7_000_000
 
 
 @pytest.mark.slow

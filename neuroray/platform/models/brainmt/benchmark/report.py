@@ -89,7 +89,8 @@ ours."""
 _PARTS_METHOD = """\
 Self time of torch's operations by part, from its profiler; backward computes again what checkpoints left out. The floor
 of a part is its operations over the rate of a large matrix product, of scans (with their convolutions) the bytes that
-they must read and write over the rate of a copy; exponentials, 16 per place and direction, are not in it."""
+they must read and write over the rate of a copy; exponentials, 16 per place and direction, are not in it. Convolutions
+may reach more than all of their floor: it counts the zeros around a frame, which a library need not multiply."""
 
 
 def fit_memory(points: Sequence[Point]) -> Fit:
@@ -110,8 +111,8 @@ def _format_scaling(name: str, findings: Findings) -> list[str]:
         "",
         _SCALING_METHOD,
         "",
-        "| frames | tokens | peak MB | predicted MB | measured / predicted | s per step (median) | min-max | TFLOP |",
-        "|---|---|---|---|---|---|---|---|",
+        "| frames | tokens | peak MB | predicted MB | at | measured / predicted | s per step | min-max | TFLOP |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
         _join(
@@ -120,6 +121,7 @@ def _format_scaling(name: str, findings: Findings) -> list[str]:
                 str(p.num_tokens),
                 f"{p.peak_bytes / 1e6:.1f}",
                 f"{p.predicted_bytes / 1e6:.1f}",
+                p.largest,
                 f"{p.peak_bytes / p.predicted_bytes:.2f}",
                 f"{p.median_s:.3g}",
                 f"{min(p.seconds):.3g}-{max(p.seconds):.3g}",
@@ -128,12 +130,13 @@ def _format_scaling(name: str, findings: Findings) -> list[str]:
         )
         for p in points
     ]
-    base, slope = memory.coefficients
-    lines += [
-        "",
-        f"Memory is a line: {base / 1e6:.1f} MB + {slope / 1e6:.3f} MB per frame, R2 {memory.r2:.5f}, largest residual "
-        f"{memory.worst:.1%} of what was measured there.",
-    ]
+    lines += ["", f"Memory over all of them: {_tell_line(memory)}."]
+    long = [point for point in points if point.largest != "convolutions"]
+    if 2 < len(long) < len(points):
+        told = _tell_line(fit_memory(long))
+        lines.append(
+            f"Where a layer of the sequence holds most, and not a chunk of frames in the convolutions: {told}."
+        )
     if len(points) > 3:
         time = fit_time(points)
         at_most = points[-1]
@@ -144,6 +147,12 @@ def _format_scaling(name: str, findings: Findings) -> list[str]:
             f"{at_most.num_frames} frames the square is {square / at_most.median_s:.0%} of a step."
         )
     return [*lines, "", f"![memory and time against frames]({name}.png)"]
+
+
+def _tell_line(fit: Fit) -> str:
+    base, slope = (one / 1e6 for one in fit.coefficients)
+    residual = f"largest residual {fit.worst:.1%} of what was measured there"
+    return f"{base:.1f} MB + {slope:.3f} MB per frame, R2 {fit.r2:.5f}, {residual}"
 
 
 def _format_published(findings: Findings) -> list[str]:
@@ -212,7 +221,8 @@ def draw(path: Path, findings: Findings) -> None:
     left, right = figure.subplots(1, 2)
     left.plot(frames, [p.peak_bytes / 1e6 for p in points], "o", color="#1f4e79", label="measured")
     left.plot(frames, [p.predicted_bytes / 1e6 for p in points], "--", color="#c55a11", label="memory model")
-    base, slope = fit_memory(points).coefficients
+    long = [p for p in points if p.largest != "convolutions"]
+    base, slope = fit_memory(long if len(long) > 2 else points).coefficients
     left.plot(frames, [(base + slope * t) / 1e6 for t in frames], "-", color="#1f4e79", lw=1, label="linear fit")
     left.set(xlabel="frames", ylabel="peak memory of a step, MB", ylim=(0, None))
     right.plot(frames, [p.median_s for p in points], "o", color="#1f4e79", label="measured")

@@ -36,6 +36,7 @@ class Point:
     Attributes:
         peak_bytes: The most that a step added to model and input.
         predicted_bytes: The same by the memory model.
+        largest: The moment at which that is held.
         seconds: Of each timed step.
         flops: Of a step, by arithmetic.
     """
@@ -44,6 +45,7 @@ class Point:
     num_tokens: int
     peak_bytes: int
     predicted_bytes: int
+    largest: str
     seconds: tuple[float, ...]
     flops: int
 
@@ -98,12 +100,14 @@ def measure_point(config: BrainMTConfig, num_frames: int, *, device: str, bf16: 
         raise ScalingError(f"T={num_frames} could not be measured", given=last)
     found = json.loads(done.stdout.splitlines()[-1])
     size = StepSize(num_frames=num_frames, grid_shape=config.grid_shape, bf16=bf16, on_gpu=device == "cuda")
-    predicted = max(moment.total + 4 * moment.num_gradients for moment in list_moments(config, size))
+    totals = {one.name: one.total + 4 * one.num_gradients for one in list_moments(config, size)}
+    largest = max(totals, key=lambda name: totals[name])
     return Point(
         num_frames=num_frames,
         num_tokens=config.num_tokens(num_frames),
         peak_bytes=found["peak_bytes"],
-        predicted_bytes=predicted,
+        predicted_bytes=totals[largest],
+        largest=largest,
         seconds=tuple(found["seconds"]),
         flops=count_step_flops(config, num_frames).total,
     )
