@@ -88,6 +88,12 @@ def run(args: Args) -> dict[str, Any]:
         model = load_model(_find_model(Path(args.run)), device=args.device)
         if isinstance(model, WindowModel):
             described = _explain_windows(args, model, out)
+        elif not isinstance(model, SliceModel):
+            raise UsageError(
+                "no maps of this model yet",
+                given=str(model.card.get("model_name")),
+                expected="a model of classes by slices, or of runs",
+            )
         else:
             described = _explain_slices(args, model, out)
         kept = {name: value for name, value in described.items() if name != "text"}

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from contracts.age_cohort import tiny, write_age_cohort
 
-from neuroray.jobs import evaluate, export, extract, predict
+from neuroray.jobs import evaluate, explain, export, extract, predict
+from neuroray.jobs.cli import UsageError
 from neuroray.platform.evaluate.slice_measure import SliceMeasureModel
 from neuroray.platform.train.loop import fit
 from neuroray.platform.train.recipe import LoopConfig, RecipeError
@@ -55,6 +56,11 @@ def test_a_map_that_cannot_be_drawn_is_refused_with_a_word(run: Path, scan_file:
     answer = predict.run(arguments)
     assert "no maps of brainrotvit yet" in answer["text"]
     assert answer["exit_code"] == 1
+
+
+def test_explain_refuses_the_model_with_a_word(run: Path, scan_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no maps of this model yet"):
+        explain.run(explain.Args(run=str(run), scan=str(scan_file), out=str(tmp_path / "out")))
 
 
 def test_the_evaluation_writes_a_report_in_years(store: ScanStore, run: Path, tmp_path: Path) -> None:

@@ -1,15 +1,20 @@
 """The models: a config class by name, each with `build() -> nn.Module` and defaults of the paper's size."""
 
 from neuroray.platform.models.brainmt import BrainMTConfig, MaskedBrainMTConfig
-from neuroray.platform.models.brainrotvit import BrainRotViTConfig
+from neuroray.platform.models.brainrotvit import BrainRotViTConfig, SliceClassifierConfig
 from neuroray.platform.models.dinoatten3d import DinoAtten3DConfig
 
 MODELS: dict[
     str,
-    type[BrainMTConfig] | type[MaskedBrainMTConfig] | type[BrainRotViTConfig] | type[DinoAtten3DConfig],
+    type[BrainMTConfig]
+    | type[MaskedBrainMTConfig]
+    | type[BrainRotViTConfig]
+    | type[SliceClassifierConfig]
+    | type[DinoAtten3DConfig],
 ] = {
     "brainmt": BrainMTConfig,
     "brainmt_masked": MaskedBrainMTConfig,
     "brainrotvit": BrainRotViTConfig,
+    "brainrotvit_encoder": SliceClassifierConfig,
     "dinoatten3d": DinoAtten3DConfig,
 }
