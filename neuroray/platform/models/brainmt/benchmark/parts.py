@@ -18,7 +18,7 @@ REST = "rest"
 
 _BELONGS = {
     "conv stage": ("convolution", "slow_conv", "conv3d"),
-    "scan": ("_Scan", "_Convolution", "_GatherRows"),
+    "scan": ("_Scan", "_Convolution"),
     "attention": ("scaled_dot_product", "_flash_attention", "_efficient_attention", "_cudnn_attention"),
     "linear maps": ("mm", "addmm", "bmm", "linear"),
 }
