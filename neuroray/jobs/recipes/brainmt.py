@@ -45,14 +45,15 @@ def smoke_both() -> BrainMTRecipe:
 def small() -> BrainMTRecipe:
     """The model of `smoke` for some hundred people on a CPU, so that it learns from how they fluctuate: sex.
 
-    Voxels are standardised over time; the frame encoder learns without labels first and is then held; states of the
-    scans begin with long memories; signs are flipped and noise is added, or so few people are known by heart.
+    Voxels are standardised over time; the frame encoder learns without labels first and is then held; the head sees how
+    its channels vary together beside the CLS token; states of the scans begin with long memories; signs are flipped and
+    noise is added, or so few people are known by heart.
     """
     return dataclasses.replace(
         smoke(),
         name="brainmt:small",
         model=dataclasses.replace(
-            smoke().model, drop_path=0.0, time_steps="mamba", checkpoint=False, frames_at_once=64
+            smoke().model, pool="moments", drop_path=0.0, time_steps="mamba", checkpoint=False, frames_at_once=64
         ),
         split=SplitConfig(stratify_by="sex", num_parts=10, test_parts=2),
         optim=dataclasses.replace(smoke().optim, warmup_epochs=1.0),

@@ -11,15 +11,7 @@ import numpy as np
 from neuroray.platform.data.labels import read_number
 from neuroray.platform.evaluate.evidence import Fold
 from neuroray.platform.evaluate.metrics import EvaluationError
-from neuroray.platform.evaluate.number_evidence import (
-    JudgedNumber,
-    NumberEvaluation,
-    average_people,
-    draw_people,
-    guess_numbers,
-    measure_numbers,
-    stratify_numbers,
-)
+from neuroray.platform.evaluate.number_evidence import JudgedNumber, NumberEvaluation, measure_numbers, weigh_judged
 from neuroray.platform.evaluate.run import RunFold
 from neuroray.platform.evaluate.window_protocol import answer_number, describe_fold, open_targets
 from neuroray.storage.faults import StoreError
@@ -87,25 +79,16 @@ def evaluate_external(
         )
         for scan_id in known
     )
-    draws = {"seed": seed, "num_resamples": num_resamples}
-    resamples, people = draw_people(judged, **draws), average_people(judged)
-    by_person = measure_numbers(people, draw_people(people, **draws)) if len(people) < len(judged) else {}
     return NumberEvaluation(
+        **weigh_judged(judged, seed=seed, num_resamples=num_resamples),
         model_name=models[0].card["model_name"],
         target=name,
         unit=targets[0].unit,
         modality=modality,
-        judged=judged,
         folds=tuple(
             _describe(fold, one, judged, answers, trained)
             for fold, one, answers in zip(runs, targets, said, strict=True)
         ),
-        metrics=measure_numbers(judged, resamples),
-        metrics_by_person=by_person,
-        guess=guess_numbers(judged),
-        strata=stratify_numbers(judged, **draws),
-        resamples=resamples,
-        seed=seed,
         provenance={**provenance, "protocol": "external", "num_models": len(runs), "caveats": caveats},
     )
 

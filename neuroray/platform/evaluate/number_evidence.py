@@ -140,6 +140,21 @@ def measure_numbers(
     return estimate(partial(regression_metrics, values, predicted), resamples)
 
 
+def weigh_judged(judged: Sequence[JudgedNumber], *, seed: int, num_resamples: int) -> dict[str, Any]:
+    """What follows from the judged rows alone, by the fields of `NumberEvaluation`."""
+    draws = {"seed": seed, "num_resamples": num_resamples}
+    resamples, people = draw_people(judged, **draws), average_people(judged)
+    return {
+        "judged": tuple(judged),
+        "metrics": measure_numbers(judged, resamples),
+        "metrics_by_person": measure_numbers(people, draw_people(people, **draws)) if len(people) < len(judged) else {},
+        "guess": guess_numbers(judged),
+        "strata": stratify_numbers(judged, **draws),
+        "resamples": resamples,
+        "seed": seed,
+    }
+
+
 def guess_numbers(judged: Sequence[JudgedNumber]) -> dict[str, float]:
     """The metrics of saying the training mean."""
     values, guessed = np.array([row.value for row in judged]), np.array([row.guess for row in judged])

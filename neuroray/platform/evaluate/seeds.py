@@ -14,14 +14,7 @@ from neuroray.platform.evaluate.age_evidence import add_age_evidence
 from neuroray.platform.evaluate.evidence import Evaluation, Fold, Judged, average_by_person, draw_for, measure, stratify
 from neuroray.platform.evaluate.findings import gather_warnings
 from neuroray.platform.evaluate.metrics import EvaluationError, classification_metrics, regression_metrics
-from neuroray.platform.evaluate.number_evidence import (
-    JudgedNumber,
-    NumberEvaluation,
-    average_people,
-    draw_people,
-    measure_numbers,
-    stratify_numbers,
-)
+from neuroray.platform.evaluate.number_evidence import JudgedNumber, NumberEvaluation, weigh_judged
 from neuroray.platform.evaluate.number_findings import gather_number_warnings
 from neuroray.platform.evaluate.protocol import evaluate
 from neuroray.platform.evaluate.run import read_folds
@@ -94,15 +87,10 @@ def _average_numbers(
         dataclasses.replace(row, predicted=float(value), spread=None, interval=None, no_interval=why)
         for row, value in zip(first.judged, said, strict=True)
     )
-    people = average_people(judged)
-    by_person = measure_numbers(people, draw_people(people, **draws)) if len(people) < len(judged) else {}
     averaged = dataclasses.replace(
         first,
-        judged=judged,
+        **weigh_judged(judged, **draws),
         folds=tuple(_refold(fold, judged, found) for fold in first.folds),
-        metrics=measure_numbers(judged, first.resamples),
-        metrics_by_person=by_person,
-        strata=stratify_numbers(judged, **draws),
         coverage=None,
         validation=_average_validation(found),
     )

@@ -24,15 +24,7 @@ from neuroray.platform.evaluate.evidence import (
 )
 from neuroray.platform.evaluate.loaded import load_target_model
 from neuroray.platform.evaluate.metrics import EvaluationError, classification_metrics, regression_metrics
-from neuroray.platform.evaluate.number_evidence import (
-    JudgedNumber,
-    NumberEvaluation,
-    average_people,
-    draw_people,
-    guess_numbers,
-    measure_numbers,
-    stratify_numbers,
-)
+from neuroray.platform.evaluate.number_evidence import JudgedNumber, NumberEvaluation, weigh_judged
 from neuroray.platform.evaluate.run import RunFold, read_curves
 from neuroray.platform.evaluate.slice_measure import SliceMeasureModel, judge_measures
 from neuroray.platform.evaluate.window_model import TargetAnswer, WindowModel
@@ -262,24 +254,15 @@ def _assemble_numbers(
         for fold, target, rows in zip(runs, targets, said, strict=True)
     ]
     pooled = tuple(row for rows in judged for row in rows)
-    draws = {"seed": shared["seed"], "num_resamples": num_resamples}
-    resamples = draw_people(pooled, **draws)
-    people = average_people(pooled)
-    by_person = measure_numbers(people, draw_people(people, **draws)) if len(people) < len(pooled) else {}
+    weighed = weigh_judged(pooled, seed=shared["seed"], num_resamples=num_resamples)
     return NumberEvaluation(
-        **shared,
+        **shared | weighed,
         unit=targets[0].unit,
-        judged=pooled,
         folds=tuple(
             describe_fold(fold, targets[0], records, _number_metrics(rows))
             for fold, rows in zip(runs, judged, strict=True)
         ),
-        metrics=measure_numbers(pooled, resamples),
-        metrics_by_person=by_person,
-        guess=guess_numbers(pooled),
-        coverage=measure_coverage(pooled, resamples),
-        strata=stratify_numbers(pooled, **draws),
-        resamples=resamples,
+        coverage=measure_coverage(pooled, weighed["resamples"]),
     )
 
 

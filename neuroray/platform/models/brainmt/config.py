@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from neuroray.config import Config, ConfigError, without_effect
+from neuroray.platform.models.brainmt.moments import count_moments
 
 if TYPE_CHECKING:
     from neuroray.platform.models.brainmt.model import BrainMT
@@ -37,7 +38,9 @@ class BrainMTConfig(Config):
         mlp_ratio: Hidden channels of the MLP per channel of a token.
         shared_mlp: One LayerNorm and one MLP serve all attention layers, as released; else each has its own.
         pool: What the head takes: the CLS token, as released, or the mean of all others. Masked pretraining asks
-            nothing of CLS, so a probe takes the mean.
+            nothing of CLS, so a probe takes the mean. `moments`, which the paper has not: CLS and, standardised over
+            the training scans, the covariances over time of the frame encoder's channels (`second_moments`), so that a
+            hundred people are enough to learn what is told by fluctuating together.
         head: `linear`, as released; `mlp` on the normalised token, as the paper tells; `probe`: linear on channels
             whose mean and spread over the training scans are fixed before it learns.
         final_norm: Normalise the token before a linear head.
@@ -65,7 +68,7 @@ class BrainMTConfig(Config):
     num_heads: int = 2
     mlp_ratio: float = 2.0
     shared_mlp: bool = True
-    pool: Literal["cls", "mean"] = "cls"
+    pool: Literal["cls", "mean", "moments"] = "cls"
     head: Literal["linear", "mlp", "probe"] = "linear"
     final_norm: bool = False
     time_steps: Literal["released", "mamba"] = "released"
@@ -95,6 +98,8 @@ class BrainMTConfig(Config):
                 given="one direction from the CLS token on, and no attention",
                 expected="bidirectional, or attention_depth of 1 or more",
             )
+        if self.pool == "moments" and self.head == "mlp":
+            raise ConfigError("covariances are read linearly", given="pool moments, head mlp", expected="head linear")
         if not 0 <= self.drop_path < 1:
             raise ConfigError("drop_path is no fraction", given=self.drop_path, expected="0 <= fraction < 1")
         if not 2 <= self.conv_taps <= 8:
@@ -106,6 +111,11 @@ class BrainMTConfig(Config):
     def num_channels(self) -> int:
         """Channels of a token."""
         return 4 * self.width
+
+    @property
+    def num_features(self) -> int:
+        """Numbers that the head takes of a window."""
+        return self.num_channels + (count_moments(self.num_channels) if self.pool == "moments" else 0)
 
     @property
     def inner_channels(self) -> int:

@@ -106,7 +106,7 @@ def count_parameters(config: BrainMTConfig) -> dict[str, int]:
         "mamba": config.mamba_depth * mamba_layer_parameters(config),
         "attention": depth * attention_layer_parameters(config),
         "shared": mixing if config.shared_mlp and depth else 0,
-        "head": norms_and_heads + hidden_head + config.num_outputs * (channels + 1),
+        "head": norms_and_heads + hidden_head + config.num_outputs * (config.num_features + 1),
     }
 
 

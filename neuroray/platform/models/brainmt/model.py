@@ -13,6 +13,7 @@ from neuroray.platform.models.brainmt.config import token_grid
 from neuroray.platform.models.brainmt.embedding import TokenEmbedding
 from neuroray.platform.models.brainmt.frames import ConvFrameEncoder, PatchFrameEncoder, encode_frames
 from neuroray.platform.models.brainmt.mamba import MambaLayer, RMSNorm, ScanDirection, add_residual, shrink_for_depth
+from neuroray.platform.models.brainmt.moments import find_held, second_moments
 from neuroray.platform.models.errors import ModelError
 
 if TYPE_CHECKING:
@@ -28,11 +29,12 @@ class BrainMTOutput(NamedTuple):
 
     Attributes:
         outputs: `batch output`: standardised scores or logits, as the targets were given in training.
-        embedding: `batch channel`: the CLS token, or the mean of the others, as the head takes it.
+        embedding: `batch feature`: what the head takes: the CLS token, or the mean of the others; then second moments,
+            where the model has them.
     """
 
     outputs: Float[Tensor, "batch output"]
-    embedding: Float[Tensor, "batch channel"]
+    embedding: Float[Tensor, "batch feature"]
 
 
 class ProbeHead(nn.Sequential):
@@ -51,6 +53,27 @@ class ProbeHead(nn.Sequential):
         std = torch.where(std > 1e-5 * mean.abs().clamp(min=1e-3), std, 1.0)
         scale.mean.copy_(mean)
         scale.std.copy_(std)
+
+
+class MomentsHead(ProbeHead):
+    """Linear on a token and second moments, of which only the moments are standardised; it begins by saying nothing.
+
+    A token is made to be read and moves while the layers before it learn. Moments come in the scale of a held frame
+    encoder, and beside thousands of them drawn weights would never be forgotten.
+    """
+
+    def __init__(self, channels: int, num_features: int, num_outputs: int) -> None:
+        super().__init__(num_features, num_outputs)
+        self.channels = channels
+
+    @torch.no_grad()
+    def fit_scale(self, rows: Float[Tensor, "row feature"]) -> None:
+        """As of a probe, for the moments alone."""
+        super().fit_scale(rows)
+        scale = self[0]
+        assert isinstance(scale, FixedScale)
+        scale.mean[: self.channels] = 0.0
+        scale.std[: self.channels] = 1.0
 
 
 class FixedScale(nn.Module):
@@ -97,9 +120,13 @@ class BrainMT(nn.Module):
         Raises:
             ModelError: no batch of 4D windows, or no frame in it.
         """
-        tokens = self.encode(voxels)
-        pooled = tokens[:, 0] if self.config.pool == "cls" else tokens[:, 1:].mean(dim=1)
+        frames, grid = self._encode_frames(voxels)
+        tokens = self._encode_sequence(frames, grid)
+        pooled = tokens[:, 1:].mean(dim=1) if self.config.pool == "mean" else tokens[:, 0]
         embedding = pooled if self.final_norm is None else self.final_norm(pooled)
+        if self.config.pool == "moments":
+            moments = second_moments(frames, find_held(voxels))
+            embedding = torch.cat([embedding.to(moments.dtype), moments], dim=1)
         return BrainMTOutput(self.head(embedding.to(_dtype_of(self.head))), embedding)
 
     def encode(self, voxels: Float[Tensor, "batch time x y z"]) -> Float[Tensor, "batch token channel"]:
@@ -108,6 +135,12 @@ class BrainMT(nn.Module):
         Raises:
             ModelError: as `forward`.
         """
+        return self._encode_sequence(*self._encode_frames(voxels))
+
+    def _encode_frames(
+        self, voxels: Float[Tensor, "batch time x y z"]
+    ) -> tuple[Float[Tensor, "batch time channel place"], tuple[int, int, int]]:
+        """Tokens of each frame by itself, and their grid along y, x, z."""
         _check(voxels)
         config = self.config
         frames = encode_frames(
@@ -117,8 +150,12 @@ class BrainMT(nn.Module):
             is_checkpointed=config.checkpoint,
         )
         x, y, z = voxels.shape[-3:]
-        hidden = self.embedding(frames, token_grid((x, y, z)))
-        hidden = self._mix_by_scans(hidden)
+        return frames, token_grid((x, y, z))
+
+    def _encode_sequence(
+        self, frames: Float[Tensor, "batch time channel place"], grid: tuple[int, int, int]
+    ) -> Float[Tensor, "batch token channel"]:
+        hidden = self._mix_by_scans(self.embedding(frames, grid))
         for layer in self.attention_layers:
             hidden = self._run(layer, hidden, self.shared)
         return hidden
@@ -156,6 +193,10 @@ class BrainMT(nn.Module):
                 if isinstance(module, ScanDirection):
                     module.draw_time_steps()
         num_layers = self.config.mamba_depth + self.config.attention_depth
+        if isinstance(self.head, MomentsHead):
+            linear = self.head[1]
+            assert isinstance(linear, nn.Linear)
+            nn.init.zeros_(linear.weight)
         for name, module in self.named_modules():
             if name.endswith(("mixer.project_out", "mlp.down")):
                 assert isinstance(module, nn.Linear)
@@ -164,10 +205,12 @@ class BrainMT(nn.Module):
 
 def _build_head(config: BrainMTConfig) -> nn.Module:
     channels = config.num_channels
+    if config.head == "probe":
+        return ProbeHead(config.num_features, config.num_outputs)
+    if config.pool == "moments":
+        return MomentsHead(channels, config.num_features, config.num_outputs)
     if config.head == "linear":
         return nn.Linear(channels, config.num_outputs)
-    if config.head == "probe":
-        return ProbeHead(channels, config.num_outputs)
     return nn.Sequential(nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, config.num_outputs))
 
 
