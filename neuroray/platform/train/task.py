@@ -50,6 +50,11 @@ class Cohort:
     groups: Mapping[str, str] = field(default_factory=dict)
     profile: StoredProfile = field(default_factory=lambda: StoredProfile.from_json(None))
 
+    @property
+    def scan_ids(self) -> tuple[str, ...]:
+        """The scans of all sides; the place of each is its number among the targets of a batch."""
+        return (*self.split.train, *self.split.val, *self.split.test)
+
     def to_json(self) -> dict[str, Any]:
         """Counts and pins, without a name: for `run.json` and for people."""
         return {

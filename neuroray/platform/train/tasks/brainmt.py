@@ -189,7 +189,7 @@ class BrainMTTask:
         """
         assert isinstance(module, BrainMT)
         self._targets = cohort.targets
-        self._groups = tuple(cohort.groups[scan_id] for scan_id in _number_scans(cohort))
+        self._groups = tuple(cohort.groups[scan_id] for scan_id in cohort.scan_ids)
         if self._recipe.start is not None:
             load_encoder(module, self._recipe.start)
         if self._recipe.pretrain.num_epochs:
@@ -224,7 +224,7 @@ class BrainMTTask:
         """
         labels = {
             scan_id: (*(target.value(scan_id) for target in cohort.targets), float(number))
-            for number, scan_id in enumerate(_number_scans(cohort))
+            for number, scan_id in enumerate(cohort.scan_ids)
         }
         with_brain = cohort.profile.name == "fmri_minimal"
         return WindowReader(cohort.store, cohort.version, labels=labels, with_brain=with_brain)
@@ -294,11 +294,6 @@ class BrainMTTask:
         }
         started = {} if recipe.start is None else {"start": recipe.start.to_json()}
         save_weights(folder, module.state_dict(), described, training | started)
-
-
-def _number_scans(cohort: Cohort) -> list[str]:
-    """The scans of all sides; the place of each is its number among the targets of a batch."""
-    return [*cohort.split.train, *cohort.split.val, *cohort.split.test]
 
 
 def _target_loss(

@@ -15,6 +15,7 @@ from neuroray.platform.data.splits import SplitConfig
 from neuroray.platform.data.standardise import StandardiseConfig, standardise
 from neuroray.platform.data.window_reader import WindowReader
 from neuroray.platform.data.windows import WindowConfig
+from neuroray.platform.models.brainmt import moments
 from neuroray.platform.models.brainmt.masked_windows import MaskedBrainMT, MaskedBrainMTConfig
 from neuroray.platform.train.parallel import seeded
 from neuroray.platform.train.patch_content import TRIVIAL, Content, hidden_error, pool_cells, standardise_cells
@@ -107,7 +108,7 @@ class MaskedBrainMTTask:
 
     def calibrate(self, module: nn.Module, cohort: Cohort) -> None:
         """Keeps which scan has which number, for masks are drawn by the scan."""
-        self._scan_ids = _number_scans(cohort)
+        self._scan_ids = cohort.scan_ids
 
     def blocks(self, module: nn.Module) -> Sequence[nn.Module]:
         """Every layer of the sequence part; convolutions, tables, shared MLP and decoder go with the root."""
@@ -121,7 +122,7 @@ class MaskedBrainMTTask:
 
     def reader(self, cohort: Cohort) -> WindowReader:
         """Reads windows with the number of their scan."""
-        labels = {scan_id: (float(number),) for number, scan_id in enumerate(_number_scans(cohort))}
+        labels = {scan_id: (float(number),) for number, scan_id in enumerate(cohort.scan_ids)}
         with_brain = cohort.profile.name == "fmri_minimal"
         return WindowReader(cohort.store, cohort.version, labels=labels, with_brain=with_brain)
 
@@ -200,15 +201,10 @@ def find_brain(scores: Float[Tensor, "batch time x y z"], batch: Batch) -> Bool[
 
 def find_held(scores: Float[Tensor, "batch time x y z"], batch: Batch) -> Bool[Tensor, "batch time"]:
     """Frames with something in them: neither padding nor all of one value, which `standardise` makes of lost ones."""
-    return batch["frame_mask"] & (scores.amax((2, 3, 4)) > scores.amin((2, 3, 4)))
+    return batch["frame_mask"] & moments.find_held(scores)
 
 
 def _judge_trivial(
     content: Content, hidden: Bool[Tensor, "batch place time"], seen: Bool[Tensor, "batch place time"]
 ) -> Outputs:
     return {name: hidden_error(say(content, seen), content, hidden) for name, say in TRIVIAL.items()}
-
-
-def _number_scans(cohort: Cohort) -> tuple[str, ...]:
-    split = cohort.split
-    return (*split.train, *split.val, *split.test)

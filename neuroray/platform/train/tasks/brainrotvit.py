@@ -155,7 +155,7 @@ class BrainRotViTTask:
         Keeps who is whose scan, for the intervals.
         """
         assert isinstance(module, BrainRotViTHead)
-        self._groups = tuple(cohort.groups[scan_id] for scan_id in _number_scans(cohort))
+        self._groups = tuple(cohort.groups[scan_id] for scan_id in cohort.scan_ids)
         target, quantiles = cohort.targets[0], self._recipe.quantiles
         values = [target.value(scan_id) for scan_id in cohort.split.train]
         level = np.quantile(values, quantiles).tolist() if quantiles else [target.mean]
@@ -178,7 +178,7 @@ class BrainRotViTTask:
         """Reads maps with three numbers each: the target, sex as the head takes it, and the number of the scan."""
         records = ScanStore(cohort.store, version=cohort.version).records()
         sexes = {record.scan_id: encode_sex(record.sex) for record in records}
-        numbers = {scan_id: float(number) for number, scan_id in enumerate(_number_scans(cohort))}
+        numbers = {scan_id: float(number) for number, scan_id in enumerate(cohort.scan_ids)}
         values = cohort.targets[0].values
         labels = {scan_id: (values[scan_id], sexes[scan_id], number) for scan_id, number in numbers.items()}
         return FeatureReader(cohort.store, cohort.version, str(cohort.features), labels=labels, cache_bytes=2**29)
@@ -241,10 +241,6 @@ class BrainRotViTTask:
             "profile": cohort.profile.to_json(),
         }
         save_weights(folder, model.state_dict(), described, training)
-
-
-def _number_scans(cohort: Cohort) -> tuple[str, ...]:
-    return (*cohort.split.train, *cohort.split.val, *cohort.split.test)
 
 
 def pinball_loss(
