@@ -1,0 +1,166 @@
+"""Codebook: nearest codes, running means that follow the data on all ranks together, new life for dead codes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+
+from neuroray.platform.models.neuroar.quantiser_config import QuantiserConfig
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
+_SPREAD_OF_COPIES = 0.05
+
+
+class Codebook(nn.Module):
+    """Codes as rows of `codes`: a buffer that `observe` moves, or a parameter, as the configuration says.
+
+    The running count `sizes` starts at 1 beside codes taken from data, so that the first batch moves a code by a
+    hundredth of the way (decay 0.99). A count that starts at 0 beside a whole code divides by next to nothing instead,
+    and throws every unused code far away.
+    """
+
+    codes: Tensor
+    sizes: Tensor
+    sums: Tensor
+    num_updates: Tensor
+
+    def __init__(self, config: QuantiserConfig) -> None:
+        super().__init__()
+        self.config = config
+        shape = (config.num_codes, config.code_dim)
+        if config.update == "gradient":
+            # As in VAR: close to 0, so that the encoder finds them all within reach.
+            self.codes = nn.Parameter(torch.empty(shape).uniform_(-1 / shape[0], 1 / shape[0]))
+            return
+        codes = torch.randn(shape)
+        self.register_buffer("codes", codes)
+        self.register_buffer("sizes", torch.ones(shape[0]))
+        self.register_buffer("sums", codes.clone())
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def follows_data(self) -> bool:
+        """Whether codes are running means."""
+        return self.config.update == "average"
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the codes are of data already."""
+        return not self.follows_data or int(self.num_updates) > 0
+
+    def find_nearest(self, vectors: Float[Tensor, "batch token channel"]) -> Int[Tensor, "batch token"]:
+        """The index of the nearest code of each vector, compared in float32; of equals the first."""
+        codes, vectors = self.codes.detach().float(), vectors.detach().float()
+        if self.config.distance == "cosine":
+            return (functional.normalize(vectors, dim=-1) @ functional.normalize(codes, dim=-1).T).argmax(-1)
+        # |z - e|^2 without |z|^2, which is the same for all codes.
+        return (codes.square().sum(-1) - 2 * vectors @ codes.T).argmin(-1)
+
+    def read(self, indices: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token channel"]:
+        """The codes themselves, in float32."""
+        return functional.embedding(indices, self.codes.float())
+
+    @torch.no_grad()
+    def start(
+        self,
+        vectors: Float[Tensor, "batch token channel"],
+        scale_sizes: Sequence[int],
+        counted: Bool[Tensor, " batch"] | None = None,
+    ) -> None:
+        """Takes the codes from data, every scale as often as any other; the same on all ranks.
+
+        Args:
+            vectors: What is to be quantised, the scales behind each other.
+            scale_sizes: How many of the tokens each scale has.
+            counted: Rows that count; None: all.
+        """
+        pool = _gather(vectors if counted is None else vectors[counted])
+        if not pool.isfinite().all() or not len(pool):
+            return
+        self.codes.copy_(self._draw(pool, scale_sizes, len(self.codes)))
+        self.sizes.fill_(1)
+        self.sums.copy_(self.codes)
+
+    @torch.no_grad()
+    def observe(
+        self,
+        vectors: Float[Tensor, "batch token channel"],
+        indices: Int[Tensor, "batch token"],
+        scale_sizes: Sequence[int],
+        counted: Bool[Tensor, " batch"] | None = None,
+    ) -> None:
+        """Moves each code towards the mean of the vectors of all ranks that it stands for, and revives dead ones.
+
+        Vectors that are no numbers change nothing: the loss will stop the run, with the codes of the step before.
+        """
+        if counted is not None:
+            vectors, indices = vectors[counted], indices[counted]
+        flat = indices.flatten()
+        counts = torch.bincount(flat, minlength=len(self.codes)).to(self.sizes.dtype)
+        sums = torch.zeros_like(self.sums).index_add_(0, flat, vectors.flatten(0, 1).to(self.sums.dtype))
+        if _is_shared():
+            dist.all_reduce(counts)
+            dist.all_reduce(sums)
+        if not sums.isfinite().all():
+            return
+        self.num_updates += 1
+        self.sizes.mul_(self.config.decay).add_(counts, alpha=1 - self.config.decay)
+        self.sums.mul_(self.config.decay).add_(sums, alpha=1 - self.config.decay)
+        # Count and sum of an unused code fade alike: it stays where it is, exactly, and nothing is divided by nothing.
+        used = counts > 0
+        self.codes[used] = self.sums[used] / self.sizes[used, None]
+        self._revive(vectors, scale_sizes)
+
+    def _revive(self, vectors: Float[Tensor, "batch token channel"], scale_sizes: Sequence[int]) -> None:
+        mean = self.sizes.mean()
+        dead = self.sizes < self.config.revive_below * mean
+        num_dead = int(dead.sum())  # the same on all ranks, as the counts are
+        if not num_dead:
+            return
+        codes = self._draw(_gather(vectors), scale_sizes, num_dead)
+        self.codes[dead] = codes
+        self.sizes[dead] = mean
+        # The sum goes with the count: a whole code beside a small count would be a code many times as long.
+        self.sums[dead] = codes * mean
+
+    def _draw(
+        self, pool: Float[Tensor, "batch token channel"], scale_sizes: Sequence[int], number: int
+    ) -> Float[Tensor, "number channel"]:
+        """Vectors of the pool, scales equally often, none twice as long as there are others; copies are spread.
+
+        Drawn by the number of updates alone, so that all ranks and a continued run draw the same.
+        """
+        generator = torch.Generator().manual_seed(int(self.num_updates))
+        weights = torch.cat([torch.full((size,), 1 / size) for size in scale_sizes]).repeat(len(pool))
+        rows = pool.flatten(0, 1)
+        chosen = torch.multinomial(weights, min(number, len(rows)), generator=generator)
+        again = torch.multinomial(weights, max(1, number - len(chosen)), replacement=True, generator=generator)
+        noise = torch.randn(number - len(chosen), rows.shape[1], generator=generator).to(rows)
+        copies = rows[again[: len(noise)].to(rows.device)] + _SPREAD_OF_COPIES * rows.std(0, correction=0) * noise
+        return torch.cat([rows[chosen.to(rows.device)], copies]).to(self.codes.dtype)
+
+
+def _is_shared() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _gather(vectors: Float[Tensor, "batch token channel"]) -> Float[Tensor, "all_batch token channel"]:
+    """The rows of all ranks, by rank, which may have different numbers of them."""
+    if not _is_shared():
+        return vectors
+    number = torch.tensor([len(vectors)], device=vectors.device)
+    numbers = [torch.empty_like(number) for _ in range(dist.get_world_size())]
+    dist.all_gather(numbers, number)
+    most = max(int(one) for one in numbers)
+    padded = vectors.new_zeros(most, *vectors.shape[1:])
+    padded[: len(vectors)] = vectors
+    parts = [torch.empty_like(padded) for _ in numbers]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(one)] for part, one in zip(parts, numbers, strict=True)])
