@@ -9,6 +9,7 @@ import logging
 from neuroray.platform.quality.run_motion import choose_spread, describe_range, measure_stored_motion
 from neuroray.platform.train.loop import Run
 from neuroray.platform.train.run_folder import read_json, write_json
+from neuroray.platform.train.task import Cohort
 from neuroray.storage.store import ScanStore
 
 logger = logging.getLogger(__name__)
@@ -28,14 +29,22 @@ def with_motion(run: Run, num_runs: int) -> Run:
         StoreError: a run that is damaged.
     """
     cohort = run.cohort
-    if num_runs < 1 or not cohort.num_frames:
+    # A model may count the pictures of a volume as frames; a volume has no motion to be measured.
+    runs = _find_runs(cohort) if num_runs > 0 and cohort.num_frames else []
+    if not runs:
         return run
     found = read_json(run.folder, _FILE)
     if found is None:
-        chosen = choose_spread(cohort.split.train, num_runs)
+        chosen = choose_spread(runs, num_runs)
         found = _measure(cohort.store, cohort.version, tuple(chosen))
         write_json(run.folder, _FILE, found)
     return dataclasses.replace(run, cohort=dataclasses.replace(cohort, facts={**cohort.facts, "motion": found}))
+
+
+def _find_runs(cohort: Cohort) -> list[str]:
+    """The training scans that have a time axis, in the split's order."""
+    records = {record.scan_id: record for record in ScanStore(cohort.store, version=cohort.version).records()}
+    return [scan_id for scan_id in cohort.split.train if len(records[scan_id].shape) == 4]
 
 
 @functools.lru_cache(maxsize=16)

@@ -19,11 +19,13 @@ from neuroray.platform.data.splits import SplitConfig
 from neuroray.platform.models.brainrotvit.classifier import AGE_SEX_CLASSES, SliceClassifierConfig
 from neuroray.platform.models.layers.encoder import SliceEncoderConfig
 from neuroray.platform.models.layers.resampled_slices import ResampledStackConfig, resample_slices
-from neuroray.platform.train.loop import fit
+from neuroray.platform.train.loop import fit, prepare_run
+from neuroray.platform.train.motion_range import with_motion
 from neuroray.platform.train.recipe import DataConfig, LoopConfig, RecipeError
 from neuroray.platform.train.slice_features import feature_fingerprint, use_encoder
 from neuroray.platform.train.tasks.brainrotvit_encoder import BrainRotViTEncoderRecipe
 from neuroray.storage.checkpoint import load_weights
+from neuroray.storage.locations import Location
 from neuroray.storage.store import ScanStore
 
 SLICES = ResampledStackConfig(num_slices=3, image_size=32, sampling="spread", normalisation="volume")
@@ -63,6 +65,12 @@ def test_pictures_are_those_of_the_stack(store: ScanStore) -> None:
         assert row["label"] == 4
     with pytest.raises(PlanError, match="one by one"):
         reader(ReadItem(scan_id="sub-001_T1w"))
+
+
+def test_pictures_of_volumes_are_no_runs_whose_motion_is_measured(store: ScanStore, tmp_path: Path) -> None:
+    run = prepare_run(make_recipe(), store=store.uri, folder=Location(str(tmp_path / "run")))
+    assert run.cohort.num_frames
+    assert with_motion(run, 20) is run
 
 
 def test_its_plan_holds_every_picture_of_those_with_age_and_sex(store: ScanStore) -> None:
