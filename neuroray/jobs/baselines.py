@@ -34,7 +34,7 @@ class Args:
     run: str | None = None
     """A RUN folder: its splits, its target, and its model's answers where `neuroray evaluate` has written them."""
     target: str | None = None
-    """Without a run: what to predict, a column of the store."""
+    """What to predict, a column of the store; with a run, another of its targets than the first."""
     kind: Kind | None = None
     """Classes or a measure; found from the values when not given: more than ten numbers are a measure."""
     modality: str | None = None
@@ -69,8 +69,8 @@ class Args:
 
 def run(args: Args) -> dict[str, Any]:
     """Asks, fits, judges, writes the table."""
-    if (args.run is None) == (args.target is None):
-        raise UsageError("a run or a target says what to predict", expected="one of --run and --target")
+    if args.run is None and args.target is None:
+        raise UsageError("a run or a target says what to predict", expected="--run, --target, or both")
     if args.out is None and args.run is None:
         raise UsageError("there is no run to put the table beside", fix="--out FOLDER")
     out = Path(args.out) if args.out else Path(str(args.run)) / "baselines"
@@ -107,7 +107,7 @@ def _ask(args: Args) -> tuple[ScanStore, Question]:
     if uri is None:
         raise UsageError("the run does not say where its scans are", fix="neuroray baselines STORE --run ...")
     store = ScanStore(uri, version=version)
-    return store, ask_as_run(Path(args.run), store)
+    return store, ask_as_run(Path(args.run), store, target=args.target, kind=args.kind)
 
 
 def _find_scans(store: ScanStore, modality: str | None) -> tuple[str, int]:

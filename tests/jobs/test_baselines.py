@@ -48,8 +48,8 @@ def test_a_run_gives_its_splits_and_its_models_answers(store, tmp_path, capsys):
     split.write_json(run / "splits.json")
     data = {"target": "cognition", "modality": "bold", "store": store.uri, "version": store.version}
     (run / "config.json").write_text(json.dumps({"data": data}))
-    rows = "".join(f"0,{scan_id},{question.values[scan_id]}\n" for scan_id in split.test)
-    (run / "evaluate" / "predictions.csv").write_text(f"fold,scan_id,predicted\n{rows}")
+    rows = "".join(f"0,{scan_id},{question.values[scan_id]},{question.values[scan_id]}\n" for scan_id in split.test)
+    (run / "evaluate" / "predictions.csv").write_text(f"fold,scan_id,value,predicted\n{rows}")
     assert _run(["baselines", "--run", str(run), "--baselines", "ridge", "mean", *SMALL[:4], "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     # The made-up model knows the truth.

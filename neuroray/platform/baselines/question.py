@@ -106,15 +106,18 @@ def ask(
     return _assemble(target, modality, list(zip(numbers, splits, strict=True)), records)
 
 
-def ask_as_run(run: Path, store: ScanStore) -> Question:
-    """What a run was trained to answer first, on the very sides of its splits, finished or not.
+def ask_as_run(run: Path, store: ScanStore, *, target: str | None = None, kind: Kind | None = None) -> Question:
+    """What a run was trained to answer, on the very sides of its splits, finished or not.
 
     Args:
         run: Its folder; all of `fold-*` where there are such.
         store: Its scans, at the catalogue version that it recorded.
+        target: Another column than the first that it answers, of a run with several.
+        kind: Of that other target; found from its values when None.
 
     Raises:
-        BaselineError: no run, scans that are not in the store, or a target without spread.
+        BaselineError: no run, scans that are not in the store, a target without spread, or another target of a run
+            whose labels were shuffled.
     """
     folders = _fold_folders(run)
     data = _read_recipe(folders[0])["data"]
@@ -130,8 +133,40 @@ def ask_as_run(run: Path, store: ScanStore) -> Question:
         split.config.fold if folder.name.startswith("fold-") else 0
         for folder, split in zip(folders, splits, strict=True)
     ]
-    return _assemble(
-        data["target"], data.get("modality", "bold"), list(zip(numbers, splits, strict=True)), list(records.values())
+    folds = list(zip(numbers, splits, strict=True))
+    modality = data.get("modality", "bold")
+    asked = _assemble(data["target"], modality, folds, list(records.values()))
+    if target in (None, asked.target):
+        return asked
+    assert target is not None
+    if asked.is_shuffled:
+        raise BaselineError(
+            "labels of this run were shuffled, which splits.json keeps of its first target alone",
+            given=f"--target {target}",
+            expected=asked.target,
+        )
+    return _ask_besides(asked, target, kind, [records[scan_id] for scan_id in sorted(wanted)])
+
+
+def _ask_besides(asked: Question, target: str, kind: Kind | None, records: Sequence[ScanRecord]) -> Question:
+    """Another target of the same people on the same sides, from the catalogue; those without it are left out."""
+    kind = kind or _find_kind(records, target)
+    if kind == "regression":
+        found = {record.scan_id: read_number(record, target) for record in records}
+        values = {scan_id: number for scan_id, number in found.items() if number is not None}
+        classes: tuple[str, ...] = ()
+    else:
+        texts = {record.scan_id: read_text(record, target) for record in records}
+        classes = tuple(sorted({text for text in texts.values() if text is not None}))
+        values = {scan_id: float(classes.index(text)) for scan_id, text in texts.items() if text is not None}
+    _require_spread(target, values)
+    return dataclasses.replace(
+        asked,
+        target=target,
+        kind=kind,
+        classes=classes,
+        values=values,
+        left_out=tuple(sorted({record.scan_id for record in records} - values.keys())),
     )
 
 
@@ -177,12 +212,7 @@ def _assemble(
     split = folds[0][1]
     is_measure = split.config.num_bins is not None
     distinct = sorted(set(split.labels.values()))
-    if len(distinct) < 2:
-        raise BaselineError(
-            f"there is nothing to predict in {target}",
-            given=f"{len(split.labels)} scans, all of value {', '.join(distinct)}",
-            expected="two values or more",
-        )
+    _require_spread(target, split.labels)
     encode = {name: float(name) if is_measure else float(index) for index, name in enumerate(distinct)}
     return Question(
         target=target,
@@ -195,6 +225,16 @@ def _assemble(
         left_out=split.left_out,
         is_shuffled=split.config.shuffle_labels_seed is not None,
     )
+
+
+def _require_spread(target: str, values: Mapping[str, object]) -> None:
+    distinct = sorted({str(value) for value in values.values()})
+    if len(distinct) < 2:
+        raise BaselineError(
+            f"there is nothing to predict in {target}",
+            given=f"{len(values)} scans, all of value {', '.join(distinct)}",
+            expected="two values or more",
+        )
 
 
 def _name_group(record: ScanRecord) -> str:

@@ -185,6 +185,45 @@ def test_a_runs_own_splits_are_taken(planted, tmp_path, target, num_folds):
     assert locate_run(tmp_path / "run") == (planted.uri, planted.version)
 
 
+def test_another_target_of_a_run_is_asked_on_the_runs_own_sides(planted, tmp_path):
+    asked = _write_run(tmp_path / "run", planted, "sex", num_folds=3)
+    besides = ask_as_run(tmp_path / "run", planted, target="cognition")
+    assert (besides.target, besides.kind, besides.classes) == ("cognition", "regression", ())
+    assert [split.test for _, split in besides.folds] == [split.test for _, split in asked.folds]
+    assert besides.values == {record.scan_id: record.cognition for record in planted.records()}
+    back = ask_as_run(_run_of(planted, tmp_path / "other", "cognition"), planted, target="sex")
+    assert back.classes == ("F", "M")
+    assert back.values == ask(planted, "sex", SPLIT).values
+
+
+def test_another_target_of_shuffled_labels_is_refused(planted, tmp_path):
+    question = ask(planted, "sex", dataclasses.replace(SPLIT, shuffle_labels_seed=1))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    question.folds[0][1].write_json(folder / "splits.json")
+    (folder / "config.json").write_text(json.dumps({"name": "x", "data": {"target": "sex", "store": planted.uri}}))
+    with pytest.raises(BaselineError, match=r"shuffled.*--target cognition"):
+        ask_as_run(folder, planted, target="cognition")
+
+
+def _run_of(store, folder, target):
+    _write_run(folder, store, target, num_folds=1)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("target", "header", "row"), [("cognition", "predicted", "1"), ("sex", "probability_F,probability_M", "1,0")]
+)
+def test_predictions_of_another_target_are_refused(planted, tmp_path, target, header, row):
+    question = ask(planted, target, SPLIT)
+    scan_id = next(iter(question.values))
+    truth = "value" if target == "cognition" else "label"
+    path = tmp_path / "predictions.csv"
+    path.write_text(f"fold,scan_id,{truth},{header}\n0,{scan_id},-1,{row}\n")
+    with pytest.raises(BaselineError, match=rf"other truths than those of {target}.*neuroray evaluate"):
+        read_model_answers(path, question)
+
+
 def test_where_there_is_no_run_it_is_said(planted, tmp_path):
     with pytest.raises(BaselineError, match=r"no run in.*splits.json"):
         ask_as_run(tmp_path, planted)
@@ -195,13 +234,13 @@ def test_a_models_answers_are_read_by_class_and_fold(planted, tmp_path):
     folder = tmp_path / "evaluate"
     folder.mkdir()
     path = folder / "predictions.csv"
-    path.write_text("fold,scan_id,probability_M,probability_F\n0,a,0.25,0.75\n2,b,1,0\n")
+    path.write_text("fold,scan_id,label,probability_M,probability_F\n0,a,F,0.25,0.75\n2,b,M,1,0\n")
     assert find_predictions(tmp_path, None) == path
     assert read_model_answers(path, question) == {(0, "a"): (0.75, 0.25), (2, "b"): (0.0, 1.0)}
     measure = ask(planted, "cognition", SPLIT)
     with pytest.raises(BaselineError, match=r"does not answer for cognition.*predicted"):
         read_model_answers(path, measure)
-    path.write_text("fold,scan_id,predicted\n0,a,101.5\n")
+    path.write_text("fold,scan_id,value,predicted\n0,a,99,101.5\n")
     assert read_model_answers(path, measure) == {(0, "a"): (101.5,)}
     assert find_predictions(tmp_path / "nowhere", None) is None
     with pytest.raises(BaselineError, match="no predictions"):
