@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from neuroray.jobs.cli import UsageError
+from neuroray.jobs.explained_scan import find_scan
 from neuroray.jobs.run_record import record_run
-from neuroray.platform.evaluate.loaded import load_model
+from neuroray.platform.evaluate.loaded import AnyModel, load_model
+from neuroray.platform.evaluate.slice_measure import SliceMeasureModel
 from neuroray.platform.evaluate.slice_model import SliceModel
 from neuroray.platform.evaluate.style import to_png
 from neuroray.platform.evaluate.window_model import WindowModel
@@ -20,13 +22,20 @@ from neuroray.platform.explain.figures import draw_checks, draw_profile
 from neuroray.platform.explain.integrated import Reference
 from neuroray.platform.explain.maps import Explanation
 from neuroray.platform.explain.overlay import BACKDROP, draw_overlay
-from neuroray.storage.nifti import read_scan, write_map
-from neuroray.storage.profiles import TemplateTransform, lay_back, prepare
-from neuroray.storage.profiles.agreement import read_model_profile, require_profile
-from neuroray.storage.scan import Scan, ScanError
-from neuroray.storage.store import ScanStore
+from neuroray.storage.nifti import write_map
+from neuroray.storage.profiles import lay_back
+from neuroray.storage.profiles.agreement import read_model_profile
+from neuroray.storage.scan import Scan
 
-Method = Literal["attention", "attention_patch", "gradient_x_input", "occlusion", "integrated_gradients"]
+Method = Literal[
+    "attention",
+    "attention_patch",
+    "gradient_x_input",
+    "occlusion",
+    "integrated_gradients",
+    "grad_x_token",
+    "rollout",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +56,14 @@ class Args:
 
     method: Method | None = None
     """How. Models of slices: slice attention (when not given), slice times patch attention, gradient times input, or
-    leaving slices out. Models of runs: Integrated Gradients."""
+    leaving slices out. Models of runs: Integrated Gradients. Models that tell a measure from slices: gradient times
+    token (when not given), or attention rollout."""
 
     target: str | None = None
     """The class to explain, the likeliest when not given; of a model of runs a target or a class of one."""
+
+    sex: Literal["M", "F"] | None = None
+    """Of the person in the file, for models that take it into account; it moves the stated answer, not the map."""
 
     reference: Reference = "mean_frame"
     """Integrated Gradients: what a window is compared with."""
@@ -88,12 +101,8 @@ def run(args: Args) -> dict[str, Any]:
         model = load_model(_find_model(Path(args.run)), device=args.device)
         if isinstance(model, WindowModel):
             described = _explain_windows(args, model, out)
-        elif not isinstance(model, SliceModel):
-            raise UsageError(
-                "no maps of this model yet",
-                given=str(model.card.get("model_name")),
-                expected="a model of classes by slices, or of runs",
-            )
+        elif isinstance(model, SliceMeasureModel):
+            described = _explain_measure(args, model, out)
         else:
             described = _explain_slices(args, model, out)
         kept = {name: value for name, value in described.items() if name != "text"}
@@ -107,7 +116,8 @@ def _explain_slices(args: Args, model: SliceModel, out: Path) -> dict[str, Any]:
         raise UsageError(
             "this is a model of slices", given="--group" if args.group else args.method, expected=", ".join(METHODS)
         )
-    scan, transform = _find_scan(args, model)
+    given = find_scan(args.scan, args.store, args.subject, model.card)
+    scan, transform = given.scan, given.to_template
     view = model.encode(scan)
     found = explain(model, scan, method=args.method or "attention", target=args.target, view=view)
     described = {"model": _describe_model(model), **found.to_json()}
@@ -132,6 +142,14 @@ def _explain_windows(args: Args, model: WindowModel, out: Path) -> dict[str, Any
     return {"model": _describe_model(model), **described}
 
 
+def _explain_measure(args: Args, model: SliceMeasureModel, out: Path) -> dict[str, Any]:
+    from neuroray.jobs.explain_measures import explain_one
+
+    if args.group:
+        raise UsageError("no group maps of this model yet", given="--group")
+    return {"model": _describe_model(model), **explain_one(args, model, out)}
+
+
 def _check_named(args: Args) -> None:
     if args.group:
         return
@@ -141,26 +159,6 @@ def _check_named(args: Args) -> None:
         )
     if args.scan is None and args.subject is None:
         raise UsageError("a store holds many scans", expected="--subject ID beside --store")
-
-
-def _find_scan(args: Args, model: SliceModel) -> tuple[Scan, TemplateTransform | None]:
-    """The scan as those of the training were prepared, and how it was brought to a template where it was."""
-    if args.scan is not None:
-        prepared = prepare(read_scan(args.scan), read_model_profile(model.card).restore())
-        return prepared.scan, prepared.to_template
-    store = ScanStore(str(args.store))
-    wanted = [
-        record
-        for record in store.records()
-        if args.subject in (record.scan_id, record.subject) and len(record.shape) == 3
-    ]
-    if not wanted:
-        raise ScanError("the store has no volume of this subject or scan id", fix="see neuroray inspect STORE")
-    if len(wanted) > 1:
-        names = ", ".join(record.scan_id for record in wanted)
-        raise UsageError(f"this subject has {len(wanted)} scans", expected=f"one of {names} as --subject")
-    require_profile(wanted, model.card)
-    return store.read(wanted[0].scan_id), store.read_to_template(wanted[0].scan_id)
 
 
 def _find_model(folder: Path) -> Path:
@@ -177,7 +175,7 @@ def _write_pictures(out: Path, scan: Scan, found: Explanation) -> None:
     (out / "attention.png").write_bytes(to_png(draw_profile(found)))
 
 
-def _describe_model(model: SliceModel | WindowModel) -> dict[str, Any]:
+def _describe_model(model: AnyModel) -> dict[str, Any]:
     kept = ("model_name", "classes", "target", "modality", "encoder_sha256", "feature_fingerprint")
     profile = read_model_profile(model.card)
     described = {name: model.card[name] for name in kept if name in model.card}

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from neuroray.platform.evaluate.slice_measure import SliceMeasureModel
 from neuroray.platform.evaluate.slice_model import SliceModel
 from neuroray.platform.evaluate.style import to_png
 from neuroray.platform.evaluate.window_model import WindowModel
 from neuroray.platform.explain.explanation import explain
 from neuroray.platform.explain.integrated import IntegratedConfig
+from neuroray.platform.explain.measure_figures import draw_measure_map
+from neuroray.platform.explain.measure_maps import explain_measure
 from neuroray.platform.explain.overlay import BACKDROP, draw_overlay
 from neuroray.platform.explain.run_overlay import average_frames, draw_run_map
 from neuroray.platform.explain.runs import share_by_network
@@ -70,4 +73,18 @@ def map_slices(model: SliceModel, scan: Scan) -> AnswerMap:
     found = explain(model, scan, method="attention")
     described = {"method": found.method, "target": found.target, "quantity": found.quantity}
     png = to_png(draw_overlay(scan, found), background=BACKDROP)
+    return AnswerMap(values=found.values, grid=scan, png=png, facts=described)
+
+
+def map_measure(model: SliceMeasureModel, scan: Scan) -> AnswerMap:
+    """Gradient times token of the answer, over the scan as its profile has prepared it.
+
+    Raises:
+        ExplainError: an encoder without tokens.
+        ModelError: a volume in which nothing stands out.
+    """
+    found = explain_measure(model, scan, method="grad_x_token")
+    left_out = ("slices", "answer")
+    described = {name: value for name, value in found.to_json().items() if name not in left_out}
+    png = to_png(draw_measure_map(scan, found), background=BACKDROP)
     return AnswerMap(values=found.values, grid=scan, png=png, facts=described)

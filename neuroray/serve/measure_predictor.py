@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from neuroray.platform.evaluate.slice_measure import SliceMeasureModel
 from neuroray.platform.evaluate.window_model import TargetAnswer
-from neuroray.platform.models.errors import ModelError
 from neuroray.serve.caution import compare_spacing, find_faults
-from neuroray.serve.maps import NUM_STEPS, AnswerMap
+from neuroray.serve.maps import NUM_STEPS, AnswerMap, map_measure
 from neuroray.serve.prediction import ModelCard, Prediction
 from neuroray.storage.profiles.profile import NATIVE, Profile
 from neuroray.storage.profiles.steps import prepare
@@ -58,15 +57,17 @@ class MeasurePredictor:
         )
 
     def explain(self, scan: Scan, *, num_steps: int = NUM_STEPS) -> AnswerMap:
-        """Refuses: this version draws no maps of such models.
+        """Gradient times token, which needs no path and so no steps; the sex does not change it.
 
         Raises:
-            ModelError: always.
+            ScanError: as `predict`.
+            ExplainError: an encoder without tokens.
+            ModelError: a volume in which nothing stands out.
         """
-        del scan, num_steps
-        raise ModelError(
-            f"there are no maps of {self.card.model_name} yet", fix="ask for the answer alone, without --explain"
-        )
+        del num_steps
+        if self._profile.name != NATIVE:
+            scan = prepare(scan, self._profile).scan
+        return map_measure(self._model, scan)
 
     def _compare_range(self, answer: TargetAnswer) -> list[str]:
         """Whether the answer lies among those of the people it was trained on."""

@@ -6,11 +6,11 @@ import csv
 import json
 from pathlib import Path
 
+import nibabel
 import pytest
 from contracts.age_cohort import tiny, write_age_cohort
 
-from neuroray.jobs import evaluate, explain, export, extract, predict
-from neuroray.jobs.cli import UsageError
+from neuroray.jobs import evaluate, export, extract, predict
 from neuroray.platform.evaluate.slice_measure import SliceMeasureModel
 from neuroray.platform.train.loop import fit
 from neuroray.platform.train.recipe import LoopConfig, RecipeError
@@ -51,16 +51,16 @@ def test_predict_tells_years_and_takes_a_sex(run: Path, scan_file: Path, tmp_pat
     assert float(row["age_years"]) == said["none"]
 
 
-def test_a_map_that_cannot_be_drawn_is_refused_with_a_word(run: Path, scan_file: Path, tmp_path: Path) -> None:
+def test_an_answer_comes_with_a_map_that_adds_up(run: Path, scan_file: Path, tmp_path: Path) -> None:
     arguments = predict.Args(model=str(run), scans=(str(scan_file),), explain=True, out=str(tmp_path / "out"))
     answer = predict.run(arguments)
-    assert "no maps of brainrotvit yet" in answer["text"]
-    assert answer["exit_code"] == 1
-
-
-def test_explain_refuses_the_model_with_a_word(run: Path, scan_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no maps of this model yet"):
-        explain.run(explain.Args(run=str(run), scan=str(scan_file), out=str(tmp_path / "out")))
+    assert answer["exit_code"] == 0
+    told = answer["predictions"][0]["explanation"]
+    assert (told["method"], told["unit"]) == ("grad_x_token", "years")
+    assert told["completeness_error"] < 1e-4
+    image = nibabel.nifti1.Nifti1Image.from_filename(told["files"]["map"])
+    expected = told["expected_sum"] - told["prefix_tokens"]["sum"]
+    assert image.get_fdata().sum() == pytest.approx(expected, abs=1e-4 * told["map"]["sum_of_magnitudes"])
 
 
 def test_the_evaluation_writes_a_report_in_years(store: ScanStore, run: Path, tmp_path: Path) -> None:

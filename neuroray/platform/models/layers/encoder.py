@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from neuroray.config import Config, ConfigError, without_effect
 from neuroray.platform.models.errors import ModelError
 from neuroray.platform.models.layers import backbones, encoder_weights
+from neuroray.platform.models.layers.encoder_attention import capture_attention, find_attentions, roll_out
 from neuroray.platform.models.layers.slices import SlicePlan
 
 if TYPE_CHECKING:
@@ -129,9 +129,22 @@ class SliceEncoder(nn.Module):
 
     def encode(self, images: Float[Tensor, "slice 3 height width"]) -> Float[Tensor, "slice channel"]:
         """As `forward`, with the way back to the pixels open where autograd is on, for saliency."""
-        vectors = [self._read_out(self._run_tokens(batch)) for batch in self._split(images)]
+        vectors = [self.read_out(self._run_tokens(batch)) for batch in self._split(images)]
         features = torch.cat(vectors) if vectors else images.new_zeros((0, self.num_channels))
         return features.to(torch.promote_types(features.dtype, torch.float32))
+
+    @torch.no_grad()
+    def encode_tokens(self, images: Float[Tensor, "slice 3 height width"]) -> Float[Tensor, "slice token channel"]:
+        """All tokens after the final norm, which the readouts "mean", "cls" and "grid" make vectors of.
+
+        Raises:
+            ModelError: the backbone gives a map in place of tokens.
+        """
+        self._require_tokens()
+        tokens = [self._run_tokens(batch) for batch in self._split(images)]
+        if not tokens:
+            return images.new_zeros((0, len(self.token_weights()), int(self.backbone.num_features)))
+        return torch.cat(tokens).to(torch.promote_types(tokens[0].dtype, torch.float32))
 
     @torch.no_grad()
     def attention_maps(self, images: Float[Tensor, "slice 3 height width"]) -> Float[Tensor, "slice row column"]:
@@ -142,14 +155,57 @@ class SliceEncoder(nn.Module):
         Raises:
             ModelError: the backbone is no vision transformer with a class token.
         """
-        module = self._find_last_attention()
-        prefix, grid = int(self.backbone.num_prefix_tokens), self.backbone.patch_embed.grid_size
+        last = find_attentions(self.backbone, self.config.backbone)[-1]
+        if getattr(self.backbone, "cls_token", None) is None:
+            raise ModelError(f"{self.config.backbone} has no class token")
         maps = []
-        with _capture_softmax(module) as seen:
+        with capture_attention([last]) as seen:
             for batch in self._split(images):
                 self._run_tokens(batch)
-                maps.append(seen.pop()[:, :, 0, prefix:].mean(1).unflatten(1, grid).float())
-        return torch.cat(maps) if maps else images.new_zeros((0, *grid))
+                maps.append(seen.pop()[:, :, 0, self.num_prefix_tokens :].mean(1).unflatten(1, self.grid).float())
+        return torch.cat(maps) if maps else images.new_zeros((0, *self.grid))
+
+    @torch.no_grad()
+    def roll_out_tokens(self, images: Float[Tensor, "slice 3 height width"]) -> Float[Tensor, "slice token"]:
+        """Attention rollout: the share of each input token in the slice's vector; each row sums to 1, float64.
+
+        One picture at a time, for all layers' weights are held at once.
+
+        Raises:
+            ModelError: the backbone is no vision transformer whose attention can be seen.
+        """
+        attentions = find_attentions(self.backbone, self.config.backbone)
+        start = self.token_weights().to(images.device)
+        rows = []
+        with capture_attention(attentions) as seen:
+            for picture in (one for batch in self._split(images) for one in batch.split(1)):
+                seen.clear()
+                self._run_tokens(picture)
+                rows.append(roll_out(seen, start))
+        return torch.cat(rows) if rows else images.new_zeros((0, len(start)))
+
+    def token_weights(self) -> Float[Tensor, " token"]:
+        """How the readout weighs the last tokens: "cls" the first alone, "mean" all alike, "grid" patches alike.
+
+        Raises:
+            ModelError: the backbone has no tokens, or a readout that is no mean of them.
+        """
+        self._require_tokens()
+        prefix, num_patches = self.num_prefix_tokens, self.grid[0] * self.grid[1]
+        weights = torch.zeros(prefix + num_patches, dtype=torch.float64)
+        weights[{"cls": slice(0, 1), "grid": slice(prefix, None)}.get(self.config.readout, slice(None))] = 1
+        return weights / weights.sum()
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Class token and registers, which come before the patches."""
+        return int(self.backbone.num_prefix_tokens)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches in a picture."""
+        rows, columns = self.backbone.patch_embed.grid_size
+        return int(rows), int(columns)
 
     def hash_weights(self) -> str:
         """SHA-256 (hex) of the backbone's tensors as they are now."""
@@ -203,20 +259,18 @@ class SliceEncoder(nn.Module):
             tokens = self.backbone.forward_features(normalised.to(dtype))
         return tokens if self.config.precision == "float32" else tokens.float()
 
-    def _read_out(self, tokens: Tensor) -> Tensor:
+    def read_out(self, tokens: Float[Tensor, "slice token channel"]) -> Float[Tensor, "slice vector"]:
+        """The vectors that the readout makes of what the backbone gives."""
         if self.config.readout == "pool":
             return self.backbone.forward_head(tokens, pre_logits=True)
         if self.config.readout == "grid":
             return tokens[:, int(self.backbone.num_prefix_tokens) :].flatten(1)
         return tokens[:, 0] if self.config.readout == "cls" else tokens.mean(1)
 
-    def _find_last_attention(self) -> Any:
-        blocks = getattr(self.backbone, "blocks", None)
-        attention = getattr(blocks[-1], "attn", None) if isinstance(blocks, nn.Sequential | nn.ModuleList) else None
-        has_token = getattr(self.backbone, "cls_token", None) is not None
-        if attention is None or not has_token or not hasattr(attention, "fused_attn"):
-            raise ModelError(f"{self.config.backbone} has no attention of a class token to its patches")
-        return attention
+    def _require_tokens(self) -> None:
+        if self.config.readout == "pool" or not hasattr(self.backbone, "num_prefix_tokens"):
+            given = f'readout "{self.config.readout}"'
+            raise ModelError(f"{self.config.backbone} gives no tokens here", given=given, expected="a transformer")
 
 
 def _build_backbone(config: SliceEncoderConfig, image_size: int, *, load_weights: bool) -> backbones.Backbone:
@@ -235,17 +289,3 @@ def _note_loaded(encoder: nn.Module, incompatible: Any) -> None:
     assert isinstance(encoder, SliceEncoder)
     if not any("backbone." in key for key in incompatible.missing_keys):
         encoder._has_weights = True
-
-
-@contextmanager
-def _capture_softmax(attention: Any) -> Iterator[list[Tensor]]:
-    """Within it the attention runs unfused, and each call adds its weights `batch head query key` to the list."""
-    seen: list[Tensor] = []
-    fused = attention.fused_attn
-    handle = attention.attn_drop.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-    attention.fused_attn = False
-    try:
-        yield seen
-    finally:
-        attention.fused_attn = fused
-        handle.remove()

@@ -1,0 +1,54 @@
+"""The scan that is explained: a file, or one of a store, prepared as those of the training were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from neuroray.jobs.cli import UsageError
+from neuroray.storage.nifti import read_scan
+from neuroray.storage.profiles import TemplateTransform, prepare
+from neuroray.storage.profiles.agreement import read_model_profile, require_profile
+from neuroray.storage.scan import Scan, ScanError
+from neuroray.storage.store import ScanStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainedScan:
+    """A volume as its model takes it.
+
+    Attributes:
+        scan: Prepared.
+        to_template: How it was brought to a template's space, where it was.
+        sex: As the store knows it; None of a file.
+    """
+
+    scan: Scan
+    to_template: TemplateTransform | None
+    sex: str | None
+
+
+def find_scan(path: str | None, store_uri: str | None, subject: str | None, card: Mapping[str, Any]) -> ExplainedScan:
+    """The file at `path`, or the subject's volume in the store.
+
+    Raises:
+        ScanError: a file that cannot be read or prepared, or a store without such a volume.
+        UsageError: a subject with several.
+        ProfileError: stored scans that were prepared otherwise than those of the training.
+    """
+    if path is not None:
+        prepared = prepare(read_scan(path), read_model_profile(card).restore())
+        return ExplainedScan(scan=prepared.scan, to_template=prepared.to_template, sex=None)
+    store = ScanStore(str(store_uri))
+    wanted = [
+        record for record in store.records() if subject in (record.scan_id, record.subject) and len(record.shape) == 3
+    ]
+    if not wanted:
+        raise ScanError("the store has no volume of this subject or scan id", fix="see neuroray inspect STORE")
+    if len(wanted) > 1:
+        names = ", ".join(record.scan_id for record in wanted)
+        raise UsageError(f"this subject has {len(wanted)} scans", expected=f"one of {names} as --subject")
+    require_profile(wanted, card)
+    scan_id = wanted[0].scan_id
+    return ExplainedScan(scan=store.read(scan_id), to_template=store.read_to_template(scan_id), sex=wanted[0].sex)

@@ -1,0 +1,38 @@
+"""Pictures of an explained number: the map over the anatomy, and what each slice adds."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from neuroray.platform.evaluate.style import INK, MUTED, SERIES, styled
+from neuroray.platform.explain.measure_maps import MeasureExplanation
+from neuroray.platform.explain.overlay import VoxelMap, draw_map
+from neuroray.storage.scan import Scan
+
+
+def draw_measure_map(scan: Scan, found: MeasureExplanation) -> Figure:
+    """The map on axial planes of the scan, without a face."""
+    quantity = f"{found.target}: {found.quantity}"
+    return draw_map(scan, VoxelMap(values=found.values, quantity=quantity, is_signed=found.is_signed))
+
+
+@styled
+def draw_slices(found: MeasureExplanation) -> Figure:
+    """What each picture adds, from left to right: its patches' sum, and the sum of their magnitudes."""
+    figure = Figure(figsize=(7.2, 3.1))
+    axes = figure.subplots()
+    position = found.position_mm
+    total, magnitude = found.patches.sum(axis=(1, 2)), np.abs(found.patches).sum(axis=(1, 2))
+    if found.is_signed:
+        axes.fill_between(position, -magnitude, magnitude, color=MUTED, alpha=0.16, lw=0, label="for or against")
+        axes.axhline(0, color=INK, lw=0.6)
+    axes.plot(position, total, color=SERIES[1], lw=1.2, label="for less against" if found.is_signed else "share")
+    unit = f" ({found.unit})" if found.is_signed and found.unit else ""
+    axes.set(
+        xlabel="x (mm), left to right", ylabel=f"Added by a slice{unit}" if found.is_signed else "Share of a slice"
+    )
+    axes.legend(loc="best")
+    title = f"What each slice adds to {found.target}" if found.is_signed else "Where the vectors come from"
+    axes.set_title(title, pad=10)
+    return figure

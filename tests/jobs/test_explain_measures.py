@@ -1,0 +1,72 @@
+"""`neuroray explain` of a run that tells ages: a map on the grid of the file that adds up, of a file or a stored scan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from contracts.age_cohort import tiny, write_age_cohort
+
+from neuroray.errors import NeurorayError
+from neuroray.jobs import explain
+from neuroray.platform.train.loop import fit
+from neuroray.platform.train.recipe import LoopConfig
+from neuroray.storage.nifti import write_scan
+from neuroray.storage.store import ScanStore
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ScanStore:
+    return write_age_cohort(tmp_path_factory.mktemp("cohort") / "store")
+
+
+@pytest.fixture(scope="module")
+def run(store: ScanStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    fit(tiny(loop=LoopConfig(num_epochs=2, select_by="val_mae")), store=store.uri, out=str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("method", [None, "rollout"])
+def test_a_file_gets_a_map_on_its_own_grid_that_adds_up(method, store: ScanStore, run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "head.nii.gz"
+    write_scan(store.read("sub-004_T1w"), path)
+    answer = explain.run(explain.Args(run=str(run), scan=str(path), method=method, out=str(tmp_path / "out")))
+    described = json.loads((tmp_path / "out/explain.json").read_text())
+    image = nibabel.nifti1.Nifti1Image.from_filename(tmp_path / "out/map.nii.gz")
+    own = nibabel.nifti1.Nifti1Image.from_filename(path)
+    assert image.shape == own.shape
+    np.testing.assert_allclose(image.affine, own.affine)
+    whole = described["expected_sum"] if method is None else 1.0
+    scale = described["map"]["sum_of_magnitudes"]
+    total = image.get_fdata().sum() + described["prefix_tokens"]["sum"]
+    assert total == pytest.approx(whole, abs=1e-4 * scale)
+    assert described["method"] == (method or "grad_x_token")
+    assert "completeness error" in answer["text"]
+    for name in ("overlay.png", "slices.png"):
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "out/map_native.nii.gz").exists()
+
+
+def test_a_stored_scan_is_explained_as_its_file_and_its_sex_is_known(store: ScanStore, run: Path, tmp_path: Path):
+    write_scan(store.read("sub-003_T1w"), tmp_path / "head.nii.gz")
+    file = {"scan": str(tmp_path / "head.nii.gz"), "sex": "M"}
+    stored = {"store": store.uri, "subject": "003"}
+    seen = {}
+    for name, source in (("file", file), ("store", stored)):
+        explain.run(explain.Args(run=str(run), out=str(tmp_path / name), **source))
+        described = json.loads((tmp_path / name / "explain.json").read_text())
+        image = nibabel.nifti1.Nifti1Image.from_filename(tmp_path / name / "map.nii.gz")
+        seen[name] = (image.get_fdata(), described["answer"], described["sex"])
+    np.testing.assert_array_equal(seen["file"][0], seen["store"][0])
+    assert seen["file"][1:] == seen["store"][1:]
+    assert seen["store"][2] == "M"
+
+
+def test_what_does_not_fit_is_refused_with_what_does(store: ScanStore, run: Path, tmp_path: Path) -> None:
+    shared = {"run": str(run), "store": store.uri, "subject": "003", "out": str(tmp_path)}
+    with pytest.raises(NeurorayError, match="grad_x_token, rollout"):
+        explain.run(explain.Args(**shared, method="occlusion"))
