@@ -41,7 +41,7 @@ class Args:
 
     explain: bool = False
     """Also write what each answer rests on: OUT/maps/N.nii.gz on the grid of the N-th scan, and N.png over its anatomy.
-    Models of slices: attention; models of runs: Integrated Gradients; of a measure from slices: gradient times token."""
+    Models of slices: attention, of a measure gradient times token; models of runs: Integrated Gradients."""
 
     num_steps: int = NUM_STEPS
     """Integrated Gradients: nodes of the path, each a pass forward and back through every window; the error is told."""

@@ -1,4 +1,4 @@
-"""`neuroray explain` of a run that tells ages: a map on the grid of the file that adds up, of a file or a stored scan."""
+"""`neuroray explain` of a run that tells ages: a map on the file's own grid that adds up, of a file or of a store."""
 
 from __future__ import annotations
 
