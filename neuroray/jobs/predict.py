@@ -14,9 +14,9 @@ from neuroray.errors import NeurorayError
 from neuroray.jobs.logs import progress
 from neuroray.jobs.run_record import record_run
 from neuroray.serve.maps import NUM_STEPS, AnswerMap
-from neuroray.serve.measure_predictor import MeasurePredictor
 from neuroray.serve.prediction import ModelCard, TargetCard
 from neuroray.serve.predictor import Predictor, load_predictor
+from neuroray.serve.question import Question, ask_predictor
 from neuroray.storage.nifti import read_scan, write_map
 
 # Columns of a measure beside its value.
@@ -35,6 +35,9 @@ class Args:
 
     sex: Literal["M", "F"] | None = None
     """Sex of the person or people scanned, for models that take it into account; they say so where it is not given."""
+
+    age_years: float | None = None
+    """Age of the person or people at the time of the scan: what a predicted age is held against."""
 
     out: str = "runs/predict"
     """Where predictions.json, predictions.csv and run.json go."""
@@ -56,10 +59,11 @@ class Args:
 def run(args: Args) -> dict[str, Any]:
     """Answers for each file and writes what came of it."""
     out = Path(args.out)
+    question = Question(sex=args.sex, age_years=args.age_years, explain=args.explain, num_steps=args.num_steps)
     with record_run(out, job="predict", args=args) as record:
         predictor = load_predictor(args.model, device=args.device)
         files = progress(list(enumerate(args.scans, start=1)), label="predict")
-        rows = [_answer_file(predictor, path, number, args) for number, path in files]
+        rows = [_answer_file(predictor, path, number, args, question) for number, path in files]
         refused = [row for row in rows if row["refusal"] is not None]
         answer = {"model": predictor.card.to_json(), "predictions": rows, "num_refused": len(refused)}
         (out / "predictions.json").write_text(json.dumps(answer, indent=2) + "\n")
@@ -68,15 +72,13 @@ def run(args: Args) -> dict[str, Any]:
     return answer | {"text": _tell(rows, out), "exit_code": 1 if refused else 0}
 
 
-def _answer_file(predictor: Predictor, path: str, number: int, args: Args) -> dict[str, Any]:
+def _answer_file(predictor: Predictor, path: str, number: int, args: Args, question: Question) -> dict[str, Any]:
     try:
-        scan = read_scan(path)
-        takes_sex = isinstance(predictor, MeasurePredictor)
-        prediction = (predictor.predict(scan, sex=args.sex) if takes_sex else predictor.predict(scan)).to_json()
-        explained = _write_map(predictor.explain(scan, num_steps=args.num_steps), args, number) if args.explain else {}
+        reply = ask_predictor(predictor, read_scan(path), question)
+        explained = {} if reply.map is None else _write_map(reply.map, args, number)
     except NeurorayError as error:
         return {"scan": path, "refusal": error.to_json() | {"text": str(error)}}
-    kept = {name: value for name, value in prediction.items() if name != "model"}
+    kept = {name: value for name, value in reply.prediction.to_json().items() if name != "model"}
     return {"scan": path, "refusal": None} | kept | explained
 
 

@@ -61,6 +61,9 @@ class Args:
     max_upload_mb: int = 512
     """Largest upload in MiB."""
 
+    max_map_mb: int = 64
+    """Largest compressed map beside an answer in MiB; an answer with a larger one comes without it, and says so."""
+
     timeout_s: float = 120.0
     """Longest time from a decoded upload to its answer."""
 
@@ -95,6 +98,7 @@ def run(args: Args) -> None:
         max_replicas=args.max_replicas,
         max_queued_requests=args.max_queued_requests,
         max_upload_bytes=args.max_upload_mb * 2**20,
+        max_map_bytes=args.max_map_mb * 2**20,
         timeout_s=args.timeout_s,
         shutdown_timeout_s=args.timeout_s + 60.0,
         token_sha256=_digest_from_environment(),

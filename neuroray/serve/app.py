@@ -14,8 +14,10 @@ from ray.serve.handle import DeploymentHandle
 
 from neuroray.errors import NeurorayError
 from neuroray.serve.config import ServeConfig
-from neuroray.serve.prediction import ModelCard, Prediction
+from neuroray.serve.packed_map import PackedReply, pack_reply
+from neuroray.serve.prediction import ModelCard
 from neuroray.serve.predictor import load_predictor, read_model_card
+from neuroray.serve.question import Question, ask_predictor
 from neuroray.serve.routes import LateError, OverloadedError, UnavailableError, build_api
 from neuroray.storage.scan import Scan
 
@@ -55,14 +57,19 @@ def build_app(config: ServeConfig | dict[str, Any]) -> Application:
 class ModelReplica:
     """One loaded model; volumes wait here while it computes one at a time."""
 
-    def __init__(self, uri: str, device: str) -> None:
+    def __init__(self, uri: str, device: str, max_map_bytes: int) -> None:
         self._predictor = load_predictor(uri, device=device)
+        self._max_map_bytes = max_map_bytes
         self._turn = asyncio.Lock()
 
-    async def predict(self, scan: Scan) -> Prediction:
+    async def predict(self, scan: Scan, question: Question) -> PackedReply:
         """The answer for a scan; the event loop stays free for health checks meanwhile."""
         async with self._turn:
-            return await asyncio.to_thread(self._predictor.predict, scan)
+            return await asyncio.to_thread(self._answer, scan, question)
+
+    def _answer(self, scan: Scan, question: Question) -> PackedReply:
+        # The map becomes a file here: packing takes seconds, which the ingress has not.
+        return pack_reply(ask_predictor(self._predictor, scan, question), max_map_bytes=self._max_map_bytes)
 
 
 @serve.ingress()
@@ -79,12 +86,14 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(self._config, cards=self._cards, ask=self.ask)
 
-    async def ask(self, name: str, scan: Scan) -> Prediction:
+    async def ask(self, name: str, scan: Scan, question: Question) -> PackedReply:
         """Asks a model's deployment; see `ask_replica`."""
-        return await ask_replica(self._replicas[name], scan, name=name, timeout_s=self._config.timeout_s)
+        return await ask_replica(self._replicas[name], scan, question, name=name, timeout_s=self._config.timeout_s)
 
 
-async def ask_replica(replica: DeploymentHandle, scan: Scan, *, name: str, timeout_s: float) -> Prediction:
+async def ask_replica(
+    replica: DeploymentHandle, scan: Scan, question: Question, *, name: str, timeout_s: float
+) -> PackedReply:
     """Sends a scan to a model's deployment and waits for the answer.
 
     Raises:
@@ -93,7 +102,7 @@ async def ask_replica(replica: DeploymentHandle, scan: Scan, *, name: str, timeo
         UnavailableError: it has no replica that works.
         NeurorayError: whatever the model itself has to say of the scan, as it said it.
     """
-    response = replica.predict.remote(scan)
+    response = replica.predict.remote(scan, question)
     try:
         async with asyncio.timeout(timeout_s):
             return await response
@@ -124,4 +133,6 @@ def _deploy_model(name: str, config: ServeConfig) -> Application:
         graceful_shutdown_timeout_s=config.shutdown_timeout_s,
         max_constructor_retry_count=_MOST_START_ATTEMPTS,
     )
-    return make_deployment(ModelReplica).bind(config.models[name], "cuda" if config.num_gpus > 0 else "cpu")
+    return make_deployment(ModelReplica).bind(
+        config.models[name], "cuda" if config.num_gpus > 0 else "cpu", config.max_map_bytes
+    )

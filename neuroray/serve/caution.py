@@ -36,6 +36,12 @@ def compare_spacing(scan: Scan, trained_mm: Bounds | None) -> tuple[str, ...]:
     return (f"voxels of {_tell_mm(scan.zooms_mm)}; the model was trained on {low} to {high}",)
 
 
+def tell_unused(*, sex: str | None = None, age_years: float | None = None) -> tuple[str, ...]:
+    """What was told of the person and made no difference."""
+    given = [name for name, value in (("sex", sex), ("age", age_years)) if value is not None]
+    return (f"the {' and the '.join(given)} of the person: not used by this model",) if given else ()
+
+
 def is_within(lengths: tuple[float, ...], bounds: Bounds) -> bool:
     """Whether each lies between its bounds, give or take what headers round."""
     low, high = bounds

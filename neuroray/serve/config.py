@@ -38,6 +38,7 @@ class ServeConfig(Config):
         shutdown_timeout_s: How long a replica that is told to stop may finish its work.
         max_upload_bytes: Largest request body; above it 413, before the rest is read.
         max_volume_bytes: Largest decoded volume; above it 422.
+        max_map_bytes: Largest compressed map that goes with an answer; above it the answer comes without, and says so.
         token_sha256: SHA-256 (hex) of the bearer token that `/v1` asks for; None: open. Only the digest travels through
             the cluster, never the token.
     """
@@ -56,6 +57,7 @@ class ServeConfig(Config):
     shutdown_timeout_s: float = 180.0
     max_upload_bytes: int = 512 * 2**20
     max_volume_bytes: int = 2 * 2**30
+    max_map_bytes: int = 64 * 2**20
     token_sha256: str | None = None
 
     def __post_init__(self) -> None:
@@ -80,7 +82,8 @@ class ServeConfig(Config):
             )
         if self.num_gpus < 0 or self.num_cpus < 0 or self.num_ingress_cpus < 0:
             raise ServeError("a replica cannot take less than no CPU or GPU")
-        for name in ("max_ongoing_requests", "max_queued_requests", "max_ingress_replicas", "max_upload_bytes"):
+        positive = ("max_ongoing_requests", "max_queued_requests", "max_ingress_replicas", "max_upload_bytes")
+        for name in (*positive, "max_map_bytes"):
             if getattr(self, name) < 1:
                 raise ServeError(f"{name} is too small", given=getattr(self, name), expected="at least 1")
 

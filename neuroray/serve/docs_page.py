@@ -35,7 +35,9 @@ def render_docs(openapi: dict[str, Any], model_names: list[str], file_field: str
         file_field=file_field,
         nonce=nonce,
     )
-    policy = f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'"
+    policy = (
+        f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; img-src data:"
+    )
     return page, f"{policy}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 

@@ -56,6 +56,13 @@ PREDICTION: dict[str, Any] = {
     "attention_axis": "axial",
     "attention": [{"slice_index": 61, "position_mm": 12.0, "weight": 0.031}],
     "motion": None,
+    "map": {
+        "facts": {"method": "attention", "target": "control", "quantity": "share of attention in each slice"},
+        "png_base64": "iVBORw0KGgo...",
+        "nifti_base64": "H4sIAAAAAAAC...",
+        "nifti_size_bytes": 48211,
+        "no_nifti": None,
+    },
 }
 PREDICTION_OF_RUN: dict[str, Any] = {
     "label": None,
@@ -81,4 +88,5 @@ PREDICTION_OF_RUN: dict[str, Any] = {
     "attention_axis": None,
     "attention": [],
     "motion": {"fd_mean_mm": 0.11, "fd_max_mm": 0.62, "dvars": 14.2, "num_lost": 0},
+    "map": None,
 }

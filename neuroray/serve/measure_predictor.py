@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from neuroray.platform.evaluate.slice_measure import SliceMeasureModel
 from neuroray.platform.evaluate.window_model import TargetAnswer
-from neuroray.serve.caution import compare_spacing, find_faults
+from neuroray.serve.caution import compare_spacing, find_faults, tell_unused
 from neuroray.serve.maps import NUM_STEPS, AnswerMap, map_measure
 from neuroray.serve.prediction import ModelCard, Prediction
 from neuroray.storage.profiles.profile import NATIVE, Profile
@@ -24,7 +24,7 @@ class MeasurePredictor:
         self._model = model
         self._profile = profile
 
-    def predict(self, scan: Scan, *, sex: str | None = None) -> Prediction:
+    def predict(self, scan: Scan, *, sex: str | None = None, age_years: float | None = None) -> Prediction:
         """Answers for one scan, as it was read; the same scan gives the same answer.
 
         It goes through the profile of the training scans first.
@@ -32,6 +32,7 @@ class MeasurePredictor:
         Args:
             scan: A volume.
             sex: `M` or `F`, where it is known. Else the answer is the mean of those for both, and says so.
+            age_years: Not used, which is said where it is given.
 
         Raises:
             ScanError: a time series where a volume is expected, or a scan that the profile cannot prepare.
@@ -43,6 +44,7 @@ class MeasurePredictor:
         features = self._model.encode(scan)
         answer = self._model.answer(features, sex)
         notes = [*warnings, *compare_spacing(scan, self.card.spacing_mm), *self._compare_range(answer)]
+        notes += tell_unused(age_years=age_years)
         if sex not in ("M", "F"):
             male, female = (self._model.answer(features, one).value or 0.0 for one in "MF")
             notes.append(

@@ -34,10 +34,15 @@ class Predictor(Protocol):
         """What is told of the model."""
         ...
 
-    def predict(self, scan: Scan) -> Prediction:
+    def predict(self, scan: Scan, *, sex: str | None = None, age_years: float | None = None) -> Prediction:
         """Answers for one scan, as it was read; the same scan gives the same answer.
 
         It goes through the profile of the training scans first.
+
+        Args:
+            scan: A volume or a run, as the model was trained on.
+            sex: `M` or `F` of the person, where it is known.
+            age_years: Of the person at the time of the scan, where it is known.
 
         Raises:
             ScanError: a run where a volume is expected or the other way round, or a scan that the profile cannot

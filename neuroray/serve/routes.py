@@ -19,12 +19,22 @@ from neuroray.errors import NeurorayError
 from neuroray.platform.models.errors import ModelError
 from neuroray.serve.config import ServeConfig, ServeError
 from neuroray.serve.docs_page import render_docs
-from neuroray.serve.prediction import ModelCard, Prediction
+from neuroray.serve.maps import NUM_STEPS
+from neuroray.serve.packed_map import PackedReply
+from neuroray.serve.prediction import ModelCard
+from neuroray.serve.question import MOST_STEPS, OLDEST_YEARS, Question, QuestionError
 from neuroray.serve.schema import ErrorAnswer, HealthAnswer, ModelAnswer, ModelsAnswer, PredictionAnswer
-from neuroray.serve.upload import FILE_FIELD, UnknownSuffixError, UploadError, UploadTooLargeError, read_upload
+from neuroray.serve.upload import (
+    FILE_FIELD,
+    OPTIONS,
+    UnknownSuffixError,
+    UploadError,
+    UploadTooLargeError,
+    read_upload,
+)
 from neuroray.storage.scan import Scan, ScanError
 
-Ask = Callable[[str, Scan], Awaitable[Prediction]]
+Ask = Callable[[str, Scan, Question], Awaitable[PackedReply]]
 
 
 class UnknownModelError(ServeError):
@@ -49,6 +59,7 @@ class UnavailableError(ServeError):
 
 _STATUS: dict[type[NeurorayError], int] = {
     UploadError: 400,
+    QuestionError: 400,
     UnauthorizedError: 401,
     UnknownModelError: 404,
     UploadTooLargeError: 413,
@@ -62,7 +73,7 @@ _STATUS: dict[type[NeurorayError], int] = {
 _RETRY_AFTER_S = 5
 _BEARER = HTTPBearer(auto_error=False, description="the token that the service was started with, if any")
 _TOLD = {
-    400: "no form with a file in it",
+    400: "no form with one file in it, or options that are not known or make no sense",
     401: "the token is missing or wrong",
     404: "no such model",
     413: "the upload is too large",
@@ -76,6 +87,13 @@ _TELL_NOTHING = ErrorAnswer(
     fault="the service failed on this request",
     fix="whoever runs the service finds the reason in its log, by the X-Request-ID of this answer",
 )
+_OPTION_TYPES = {
+    "sex": {"type": "string", "enum": ["M", "F"]},
+    "age_years": {"type": "number", "minimum": 0, "maximum": OLDEST_YEARS},
+    "explain": {"type": "boolean", "default": False},
+    "num_steps": {"type": "integer", "minimum": 1, "maximum": MOST_STEPS, "default": NUM_STEPS},
+}
+_OPTION_FIELDS = {name: {**_OPTION_TYPES[name], "description": meaning} for name, meaning in OPTIONS.items()}
 _FORM = {
     "requestBody": {
         "required": True,
@@ -89,7 +107,8 @@ _FORM = {
                             "type": "string",
                             "format": "binary",
                             "description": "one volume as .nii, .nii.gz or .mgz; its name decides only on the format",
-                        }
+                        },
+                        **_OPTION_FIELDS,
                     },
                 }
             }
@@ -106,7 +125,8 @@ def build_api(config: ServeConfig, *, cards: dict[str, ModelCard], ask: Ask) -> 
     Args:
         config: Limits and the token's digest.
         cards: What is told of each model, by its name in the URL.
-        ask: Computes the answer of a named model for a scan; may raise any of this module's errors and `ScanError`.
+        ask: Computes the answer of a named model for a scan and a question; may raise any of this module's errors and
+            `ScanError`.
     """
     app = FastAPI(
         title="neuroray",
@@ -154,10 +174,10 @@ def _add_model_routes(app: FastAPI, config: ServeConfig, cards: dict[str, ModelC
                 "there is no such model here", given=repr(name[:64]), expected=f"one of {', '.join(cards)}"
             )
         with gate.enter():
-            scan = await read_upload(
+            upload = await read_upload(
                 request, max_upload_bytes=config.max_upload_bytes, max_volume_bytes=config.max_volume_bytes
             )
-            return PredictionAnswer.of(name, await ask(name, scan))
+            return PredictionAnswer.of(name, await ask(name, upload.scan, upload.question))
 
 
 def _make_guard(token_sha256: str | None) -> Callable[..., Awaitable[None]]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from neuroray.platform.evaluate.window_model import WindowModel
 from neuroray.platform.quality.run_motion import RunMotion, compare_motion, measure_motion
-from neuroray.serve.caution import compare_spacing, find_faults
+from neuroray.serve.caution import compare_spacing, find_faults, tell_unused
 from neuroray.serve.maps import NUM_STEPS, AnswerMap, map_run
 from neuroray.serve.prediction import ModelCard, Prediction
 from neuroray.storage.profiles.prepared import Prepared
@@ -33,11 +33,16 @@ class RunPredictor:
         self._model = model
         self._profile = profile
 
-    def predict(self, scan: Scan) -> Prediction:
+    def predict(self, scan: Scan, *, sex: str | None = None, age_years: float | None = None) -> Prediction:
         """Answers for one run, as it was read; the same run gives the same answer.
 
         It goes through the profile of the training runs first, then through the model in windows that leave no frame
         out; what is told is their mean, and how much they differ.
+
+        Args:
+            scan: A run.
+            sex: Not used, which is said where it is given.
+            age_years: Not used, as above.
 
         Raises:
             ScanError: a volume where a run is expected, or a run that the profile cannot prepare.
@@ -59,6 +64,7 @@ class RunPredictor:
                 *compare_spacing(scan, self.card.spacing_mm),
                 *self._compare_run(scan),
                 *compare_motion(motion, self._model.card.get("runs", {}).get("motion")),
+                *tell_unused(sex=sex, age_years=age_years),
             ),
         )
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from neuroray.platform.evaluate.window_model import TargetAnswer
 from neuroray.serve import examples
-from neuroray.serve.prediction import ModelCard, Prediction, TargetCard
+from neuroray.serve.packed_map import PackedMap, PackedReply
+from neuroray.serve.prediction import ModelCard, TargetCard
 
 
 class TargetDescription(BaseModel):
@@ -113,6 +117,30 @@ class MotionValue(BaseModel):
     num_lost: int = Field(description="steps into or out of a frame in which the head was not found")
 
 
+class MapAnswer(BaseModel):
+    """What an answer rests on, place by place."""
+
+    facts: dict[str, Any] = Field(description="method, target, and how exact it is, as predict --explain tells it")
+    png_base64: str = Field(description="a PNG picture of the map over the anatomy, without a face")
+    nifti_base64: str | None = Field(
+        description="the map as .nii.gz, float32, on the grid of the scan as its profile has prepared it (profile "
+        "native: the uploaded file's own); null where it is larger than this service sends"
+    )
+    nifti_size_bytes: int = Field(description="of the .nii.gz file, before base64")
+    no_nifti: str | None = Field(description="why there is no NIfTI; null where there is one")
+
+    @classmethod
+    def of(cls, packed: PackedMap) -> MapAnswer:
+        """A packed map in letters."""
+        return cls(
+            facts=packed.facts,
+            png_base64=base64.b64encode(packed.png).decode(),
+            nifti_base64=None if packed.nifti is None else base64.b64encode(packed.nifti).decode(),
+            nifti_size_bytes=packed.nifti_size_bytes,
+            no_nifti=packed.no_nifti,
+        )
+
+
 class PredictionAnswer(BaseModel):
     """The answer for one scan."""
 
@@ -128,10 +156,12 @@ class PredictionAnswer(BaseModel):
     attention_axis: str | None = Field(description="the plane of the slices: axial, coronal or sagittal; null without")
     attention: list[SliceAnswer] = Field(description="how much each slice that the model looked at counted")
     motion: MotionValue | None = Field(description="of a run; null of a volume. What is beyond training is a warning")
+    map: MapAnswer | None = Field(description="what the answer rests on; null unless the form says explain=true")
 
     @classmethod
-    def of(cls, name: str, prediction: Prediction) -> PredictionAnswer:
+    def of(cls, name: str, reply: PackedReply) -> PredictionAnswer:
         """The answer of the model that is served under `name`."""
+        prediction = reply.prediction
         return cls(
             model=ModelAnswer.of(name, prediction.model),
             label=prediction.label,
@@ -146,6 +176,7 @@ class PredictionAnswer(BaseModel):
             ],
             motion=None if prediction.motion is None else MotionValue(**prediction.motion.to_json()),
             warnings=list(prediction.warnings),
+            map=None if reply.map is None else MapAnswer.of(reply.map),
         )
 
 

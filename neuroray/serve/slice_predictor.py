@@ -7,7 +7,7 @@ import torch
 from neuroray.platform.evaluate.slice_model import SliceModel, SliceView
 from neuroray.platform.evaluate.window_model import TargetAnswer
 from neuroray.platform.models.layers.slices import slice_positions_mm
-from neuroray.serve.caution import compare_spacing, find_faults
+from neuroray.serve.caution import compare_spacing, find_faults, tell_unused
 from neuroray.serve.maps import NUM_STEPS, AnswerMap, map_slices
 from neuroray.serve.prediction import ModelCard, Prediction, SliceWeight
 from neuroray.storage.profiles.profile import NATIVE, Profile
@@ -27,10 +27,15 @@ class SlicePredictor:
         self._model = model
         self._profile = profile
 
-    def predict(self, scan: Scan) -> Prediction:
+    def predict(self, scan: Scan, *, sex: str | None = None, age_years: float | None = None) -> Prediction:
         """Answers for one scan, as it was read; the same scan gives the same answer.
 
         It goes through the profile of the training scans first.
+
+        Args:
+            scan: A volume.
+            sex: Not used, which is said where it is given.
+            age_years: Not used, as above.
 
         Raises:
             ScanError: a time series where a volume is expected, or a scan that the profile cannot prepare.
@@ -51,7 +56,12 @@ class SlicePredictor:
             attention=self._weigh_slices(scan, view, answer.slice_weights),
             profile=self.card.profile,
             profile_sha256=self.card.profile_sha256,
-            warnings=(*warnings, *compare_spacing(scan, self.card.spacing_mm), *_tell_missing(view)),
+            warnings=(
+                *warnings,
+                *compare_spacing(scan, self.card.spacing_mm),
+                *_tell_missing(view),
+                *tell_unused(sex=sex, age_years=age_years),
+            ),
         )
 
     def explain(self, scan: Scan, *, num_steps: int = NUM_STEPS) -> AnswerMap:

@@ -1,4 +1,4 @@
-"""From a multipart request to a Scan: counted while it streams, kept in a file with its suffix, gone afterwards."""
+"""From a multipart request to a scan and a question: counted while it streams, decoded from a file that goes again."""
 
 from __future__ import annotations
 
@@ -6,19 +6,28 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from anyio import to_thread
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.types import Message, Receive
 
 from neuroray.serve.config import ServeError
+from neuroray.serve.question import Question
 from neuroray.storage.nifti import read_scan
 from neuroray.storage.scan import Scan
 
 FILE_FIELD = "file"
+OPTIONS = {
+    "sex": "M or F: of the person, for models that take it into account",
+    "age_years": "of the person at the time of the scan: what a predicted age is held against",
+    "explain": "true: also send the map of what the answer rests on, which takes longer; false when not given",
+    "num_steps": "of the map's path, for models of runs: more are slower and more exact; the answer states the error",
+}
+"""The form's other fields, and what they mean."""
 SUFFIXES = (".nii.gz", ".nii", ".mgz")
 
 # How much of an upload that is too large is still read and dropped, so that a client that writes first and reads later
@@ -27,7 +36,7 @@ _MOST_DROPPED_BYTES = 64 * 2**20
 
 
 class UploadError(ServeError):
-    """A request that carries no scan: no form, no file in it, or too many."""
+    """A request that is not understood: no form, not one file in it, or other fields than are known."""
 
 
 class UploadTooLargeError(ServeError):
@@ -38,8 +47,21 @@ class UnknownSuffixError(ServeError):
     """A file whose name does not say that it is a scan."""
 
 
-async def read_upload(request: Request, *, max_upload_bytes: int, max_volume_bytes: int) -> Scan:
-    """Takes the scan out of a multipart request.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """What a request asks.
+
+    Attributes:
+        scan: The file, decoded.
+        question: The form's other fields.
+    """
+
+    scan: Scan
+    question: Question
+
+
+async def read_upload(request: Request, *, max_upload_bytes: int, max_volume_bytes: int) -> Upload:
+    """Takes scan and question out of a multipart request.
 
     The file's name decides only on its suffix. It is neither logged nor passed on, since names carry identities.
 
@@ -50,15 +72,35 @@ async def read_upload(request: Request, *, max_upload_bytes: int, max_volume_byt
 
     Raises:
         UploadTooLargeError: the body is larger than allowed, by its header or by what has come of it.
-        UploadError: the body is no form with one file in the field `file`.
+        UploadError: the body is no form with one file in the field `file`, or has fields that are not known.
+        QuestionError: fields whose values make no sense.
         UnknownSuffixError: the file is no .nii, .nii.gz or .mgz.
         ScanError: the file cannot be taken as a scan.
     """
     receive = _Counted(request.receive, max_upload_bytes)
     await _refuse_announced(request, receive)
-    async with _open_form(Request(request.scope, receive)) as upload:
-        suffix = find_suffix(upload.filename or "")
-        return await to_thread.run_sync(_decode, upload.file, suffix, max_volume_bytes)
+    _refuse_query(request)
+    async with _open_form(Request(request.scope, receive)) as (upload, form):
+        suffix, question = find_suffix(upload.filename or ""), read_question(form)
+        scan = await to_thread.run_sync(_decode, upload.file, suffix, max_volume_bytes)
+    return Upload(scan=scan, question=question)
+
+
+def read_question(form: FormData) -> Question:
+    """The fields beside the file; one that is empty, as a page sends it, is not given.
+
+    Raises:
+        UploadError: an unknown field, one that is given twice, or one whose text cannot be read.
+        QuestionError: a value that makes no sense.
+    """
+    names = [name for name, _ in form.multi_items() if name != FILE_FIELD]
+    wrong = sorted({name for name in names if name not in OPTIONS or names.count(name) > 1})
+    if wrong:
+        given = ", ".join(repr(name[:32]) for name in wrong[:4])
+        known = f"each of {FILE_FIELD}, {', '.join(OPTIONS)} at most once"
+        raise UploadError("the form has fields that are not known, or twice", given=given, expected=known)
+    texts = {name: str(form[name]).strip() for name in names}
+    return Question(**{name: _parse_option(name, text) for name, text in texts.items() if text})
 
 
 def find_suffix(filename: str) -> str:
@@ -86,8 +128,31 @@ async def _refuse_announced(request: Request, receive: _Counted) -> None:
         raise receive.too_large(f"{announced} bytes")
 
 
+def _refuse_query(request: Request) -> None:
+    """An option that is silently without effect would be taken for one that was followed."""
+    if request.query_params:
+        fix = f"curl -F {FILE_FIELD}=@scan.nii.gz -F explain=true URL"
+        raise UploadError("options are fields of the form, not parts of the URL", given="a query", fix=fix)
+
+
+def _parse_option(name: str, text: str) -> Any:
+    try:
+        match name:
+            case "explain":
+                return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+            case "num_steps":
+                return int(text)
+            case "age_years":
+                return float(text)
+            case _:
+                return text
+    except (KeyError, ValueError):
+        expected = {"explain": "true or false", "num_steps": "a whole number"}.get(name, "a number with a point")
+        raise UploadError(f"the field {name} cannot be read", given=repr(text[:32]), expected=expected) from None
+
+
 @contextlib.asynccontextmanager
-async def _open_form(request: Request) -> AsyncIterator[UploadFile]:
+async def _open_form(request: Request) -> AsyncIterator[tuple[UploadFile, FormData]]:
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise UploadError(
             "the request is no multipart form",
@@ -104,7 +169,7 @@ async def _open_form(request: Request) -> AsyncIterator[UploadFile]:
                 expected=f"a file in the field {FILE_FIELD!r}",
                 fix=f"curl -F {FILE_FIELD}=@scan.nii.gz URL",
             )
-        yield upload
+        yield upload, form
 
 
 def _decode(upload: BinaryIO, suffix: str, max_volume_bytes: int) -> Scan:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import concurrent.futures
 import dataclasses
+import gzip
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import nibabel
+import numpy as np
 import pytest
 from ray import serve
 
 from neuroray.jobs.serve import Server, start_server
 from neuroray.serve.config import ServeConfig, ServeError
 from neuroray.serve.predictor import load_predictor
-from neuroray.storage.nifti import read_scan, write_scan
+from neuroray.storage.nifti import map_to_source, read_scan, write_scan
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -74,6 +78,22 @@ def test_a_volume_above_the_message_cap_arrives_whole(
     assert response.status_code == 200, response.text
     expected = load_predictor(str(model_folder)).predict(read_scan(tmp_path / "large.nii.gz"))
     assert response.json()["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
+
+
+def test_a_map_comes_through_from_the_replica(client: httpx.Client, model_folder: Path, real_t1: Path) -> None:
+    files, data = {"file": ("scan.nii.gz", real_t1.read_bytes())}, {"explain": "true", "sex": "F"}
+    response = client.post("/v1/models/tiny/predict", files=files, data=data)
+    assert response.status_code == 200, response.text
+    expected = load_predictor(str(model_folder)).explain(read_scan(real_t1))
+    assert response.json()["map"]["facts"] == expected.facts
+    sent = nibabel.nifti1.Nifti1Image.from_bytes(
+        gzip.decompress(base64.b64decode(response.json()["map"]["nifti_base64"]))
+    )
+    # Between processes float32 sums differ in the last places.
+    np.testing.assert_allclose(
+        sent.get_fdata(), map_to_source(expected.values, expected.grid), rtol=1e-4, atol=1e-6 * expected.values.max()
+    )
+    assert response.json()["warnings"] == ["the sex of the person: not used by this model"]
 
 
 def test_a_web_page_gets_the_scan_errors_text(client: httpx.Client, hard_folder: Path) -> None:

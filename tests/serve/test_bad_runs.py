@@ -12,8 +12,9 @@ from fastapi.testclient import TestClient
 
 from neuroray.jobs import predict
 from neuroray.serve.config import ServeConfig
-from neuroray.serve.prediction import Prediction
+from neuroray.serve.packed_map import PackedReply, pack_reply
 from neuroray.serve.predictor import Predictor, load_predictor
+from neuroray.serve.question import Question, ask_predictor
 from neuroray.serve.routes import build_api
 from neuroray.storage.nifti import write_scan
 from neuroray.storage.scan import Scan
@@ -88,8 +89,8 @@ def test_predict_refuses_or_warns_and_every_number_is_finite(model: Path, tmp_pa
 
 @pytest.mark.parametrize("kind", [*REFUSED, "nan"])
 def test_the_service_says_the_same(predictor: Predictor, tmp_path: Path, kind: str) -> None:
-    async def ask(name: str, scan: Scan) -> Prediction:
-        return predictor.predict(scan)
+    async def ask(name: str, scan: Scan, question: Question) -> PackedReply:
+        return pack_reply(ask_predictor(predictor, scan, question), max_map_bytes=2**20)
 
     write_scan(_break(kind), tmp_path / "run.nii.gz")
     with TestClient(build_api(ServeConfig(models={"tiny": "x"}), cards={"tiny": predictor.card}, ask=ask)) as client:

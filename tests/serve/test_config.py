@@ -30,6 +30,7 @@ def test_it_survives_json() -> None:
         ({"num_gpus": -1.0}, "less than no"),
         ({"max_queued_requests": 0}, "too small"),
         ({"max_upload_bytes": 0}, "too small"),
+        ({"max_map_bytes": 0}, "too small"),
         ({"timeout_s": 200.0}, "allowed to finish"),
         ({"timeout_s": 0.0}, "allowed to finish"),
         ({"token_sha256": "secret"}, "no SHA-256"),

@@ -19,6 +19,7 @@ from neuroray.errors import NeurorayError
 from neuroray.serve.app import ask_replica, build_app
 from neuroray.serve.config import ServeConfig
 from neuroray.serve.predictor import PredictorError
+from neuroray.serve.question import Question
 from neuroray.serve.routes import LateError, OverloadedError, UnavailableError
 from neuroray.storage.scan import Scan, ScanError
 
@@ -109,12 +110,12 @@ class FakeHandle:
         self.response = FakeResponse(fault)
         self.predict = self
 
-    def remote(self, scan: Scan) -> FakeResponse:
+    def remote(self, scan: Scan, question: Question) -> FakeResponse:
         return self.response
 
 
 def ask(handle: FakeHandle, timeout_s: float = 10.0) -> None:
-    asyncio.run(ask_replica(cast(Any, handle), SCAN, name="tiny", timeout_s=timeout_s))
+    asyncio.run(ask_replica(cast(Any, handle), SCAN, Question(), name="tiny", timeout_s=timeout_s))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 from pathlib import Path
@@ -10,13 +11,18 @@ import nibabel
 import numpy as np
 import pytest
 from contracts.run_cohort import export_untrained, make_run, tiny_cognition, write_run_cohort
+from fastapi.testclient import TestClient
 
 from neuroray.jobs import predict
 from neuroray.platform.evaluate.loaded import load_window_model
 from neuroray.platform.explain.integrated import IntegratedConfig
 from neuroray.platform.explain.run_overlay import average_anatomy, average_frames
 from neuroray.platform.explain.window_answers import explain_prepared
+from neuroray.serve.config import ServeConfig
+from neuroray.serve.packed_map import PackedReply, pack_reply
 from neuroray.serve.predictor import load_predictor
+from neuroray.serve.question import Question, ask_predictor
+from neuroray.serve.routes import build_api
 from neuroray.storage.nifti import read_scan, write_scan
 from neuroray.storage.profiles.profile import find_profile
 from neuroray.storage.profiles.steps import prepare
@@ -53,6 +59,24 @@ def test_each_answered_file_gets_a_map_on_its_own_grid(model: Path, tmp_path: Pa
     assert "map of cognition by integrated_gradients, completeness error" in answer["text"]
     with pytest.raises(Exception, match="not for single volumes"):
         load_predictor(str(model)).explain(read_scan(files[0]))
+
+
+def test_the_service_sends_the_map_of_a_run_with_its_error(model: Path, tmp_path: Path) -> None:
+    write_scan(make_run(3, is_woman=False, cognition=100.0), tmp_path / "run.nii.gz")
+    predictor = load_predictor(str(model))
+
+    async def ask(name: str, scan: Scan, question: Question) -> PackedReply:
+        return pack_reply(ask_predictor(predictor, scan, question), max_map_bytes=2**20)
+
+    with TestClient(build_api(ServeConfig(models={"tiny": "x"}), cards={"tiny": predictor.card}, ask=ask)) as client:
+        files = {"file": ("run.nii.gz", (tmp_path / "run.nii.gz").read_bytes())}
+        answer = client.post("/v1/models/tiny/predict", files=files, data={"explain": "true", "num_steps": "3"}).json()
+    expected = predictor.explain(read_scan(tmp_path / "run.nii.gz"), num_steps=3)
+    assert answer["map"]["facts"]["completeness_error"] == expected.facts["completeness_error"]
+    assert answer["map"]["facts"]["num_steps"] == 3
+    (tmp_path / "map.nii.gz").write_bytes(base64.b64decode(answer["map"]["nifti_base64"]))
+    sent = nibabel.nifti1.Nifti1Image.from_filename(tmp_path / "map.nii.gz").get_fdata()
+    np.testing.assert_allclose(sent, expected.values, atol=1e-6 * np.abs(expected.values).max())
 
 
 def test_a_run_s_anatomy_is_its_mean_and_a_group_s_that_of_those_on_one_grid() -> None:

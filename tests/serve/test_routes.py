@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import dataclasses
 import gzip
 import json
@@ -13,12 +14,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from neuroray.jobs import predict
 from neuroray.platform.models.errors import ModelError
 from neuroray.serve.config import ServeConfig, digest_token
-from neuroray.serve.predictor import Prediction, Predictor, load_predictor
+from neuroray.serve.packed_map import PackedReply, pack_reply
+from neuroray.serve.predictor import Predictor, load_predictor
+from neuroray.serve.question import Question, ask_predictor
 from neuroray.serve.routes import LateError, OverloadedError, UnavailableError, build_api
 from neuroray.storage.nifti import read_scan
 from neuroray.storage.scan import Scan, ScanError
@@ -33,10 +39,11 @@ def predictor(model_folder: Path) -> Predictor:
 
 
 def make_client(predictor: Predictor, ask: Any = None, **changes: Any) -> TestClient:
-    async def answer(name: str, scan: Scan) -> Prediction:
-        return predictor.predict(scan)
-
     config = ServeConfig(models={"tiny": "anywhere"}, **changes)
+
+    async def answer(name: str, scan: Scan, question: Question) -> PackedReply:
+        return pack_reply(ask_predictor(predictor, scan, question), max_map_bytes=config.max_map_bytes)
+
     api = build_api(config, cards={"tiny": predictor.card}, ask=ask or answer)
     return TestClient(api, raise_server_exceptions=False)
 
@@ -47,8 +54,8 @@ def client(predictor: Predictor) -> Iterator[TestClient]:
         yield started
 
 
-def post(client: TestClient, data: bytes, filename: str = "scan.nii.gz", **options: Any) -> Any:
-    return client.post(URL, files={"file": (filename, data)}, **options)
+def post(client: TestClient, scan: bytes, filename: str = "scan.nii.gz", **options: Any) -> Any:
+    return client.post(URL, files={"file": (filename, scan)}, **options)
 
 
 def test_a_real_scan_is_answered_as_the_predictor_answers(
@@ -62,6 +69,76 @@ def test_a_real_scan_is_answered_as_the_predictor_answers(
     assert answer["attention"] == [dataclasses.asdict(row) for row in expected.attention]
     assert answer["model"]["name"] == "tiny"
     assert answer["model"]["version"] == predictor.card.version
+
+
+def test_the_map_is_the_one_that_predict_writes(
+    client: TestClient, model_folder: Path, real_t1: Path, tmp_path: Path
+) -> None:
+    answer = post(client, real_t1.read_bytes(), data={"explain": "true"}).json()
+    arguments = predict.Args(model=str(model_folder), scans=(str(real_t1),), out=str(tmp_path), explain=True)
+    (expected,) = predict.run(arguments)["predictions"]
+    sent = answer["map"]
+    (tmp_path / "sent.nii.gz").write_bytes(base64.b64decode(sent["nifti_base64"]))
+    assert (tmp_path / "sent.nii.gz").stat().st_size == sent["nifti_size_bytes"]
+    ours, theirs = (nibabel.nifti1.load(tmp_path / name) for name in ("sent.nii.gz", "maps/1.nii.gz"))
+    np.testing.assert_array_equal(np.asarray(ours.dataobj), np.asarray(theirs.dataobj))
+    np.testing.assert_array_equal(ours.affine, nibabel.nifti1.load(real_t1).affine)
+    assert ours.shape == nibabel.nifti1.load(real_t1).shape
+    assert base64.b64decode(sent["png_base64"]) == (tmp_path / "maps/1.png").read_bytes()
+    assert sent["facts"] == {name: value for name, value in expected["explanation"].items() if name != "files"}
+    assert answer["probabilities"] == expected["probabilities"]
+
+
+@pytest.mark.parametrize("data", [{}, {"explain": "false"}, {"explain": ""}])
+def test_without_the_option_there_is_no_map(client: TestClient, real_t1: Path, data: dict[str, str]) -> None:
+    assert post(client, real_t1.read_bytes(), data=data).json()["map"] is None
+
+
+def test_a_map_beyond_the_limit_stays_away_and_says_so(predictor: Predictor, real_t1: Path) -> None:
+    answer = post(make_client(predictor, max_map_bytes=1000), real_t1.read_bytes(), data={"explain": "1"}).json()
+    assert answer["map"]["nifti_base64"] is None
+    assert answer["map"]["nifti_size_bytes"] > 1000
+    assert "this service sends 1000 at most" in answer["map"]["no_nifti"]
+    assert base64.b64decode(answer["map"]["png_base64"]).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        ({"explain": "maybe"}, "the field explain cannot be read"),
+        ({"num_steps": "8.5"}, "the field num_steps cannot be read"),
+        ({"num_steps": "100000"}, "a map cannot take so many steps"),
+        ({"age_years": "forty"}, "the field age_years cannot be read"),
+        ({"age_years": "nan"}, "not an age"),
+        ({"age_years": "-3"}, "not an age"),
+        ({"age_years": "540"}, "nobody is of this age"),
+        ({"sex": "male"}, "not a sex that models know"),
+        ({"ages_years": "40"}, "the form has fields that are not known, or twice"),
+        ({"sex": ["M", "F"]}, "the form has fields that are not known, or twice"),
+    ],
+)
+def test_options_that_make_no_sense_are_400(
+    client: TestClient, real_t1: Path, data: dict[str, Any], fault: str
+) -> None:
+    response = post(client, real_t1.read_bytes(), data=data)
+    assert response.status_code == 400
+    assert response.json()["fault"] == fault
+
+
+def test_an_age_in_months_is_told_as_years(client: TestClient) -> None:
+    response = post(client, b"not even looked at", data={"age_years": "540"})
+    assert response.json()["fix"] == "in months? 540 months are 45.0 years"
+
+
+def test_options_in_the_url_are_refused_and_not_ignored(client: TestClient, real_t1: Path) -> None:
+    response = client.post(f"{URL}?explain=true", files={"file": ("scan.nii.gz", real_t1.read_bytes())})
+    assert response.status_code == 400
+    assert "-F explain=true" in response.json()["fix"]
+
+
+def test_what_is_told_of_the_person_and_not_used_is_said(client: TestClient, real_t1: Path) -> None:
+    answer = post(client, real_t1.read_bytes(), data={"sex": "F", "age_years": "26"}).json()
+    assert answer["warnings"] == ["the sex and the age of the person: not used by this model"]
 
 
 @pytest.mark.parametrize("kind", ["web page", "cut short", "all zero", "another checksum"])
@@ -180,7 +257,7 @@ def test_a_request_without_one_file_is_400(client: TestClient, request_: dict[st
 def test_what_the_model_says_becomes_a_status(
     predictor: Predictor, real_t1: Path, fault: Exception, status: int
 ) -> None:
-    async def fail(name: str, scan: Scan) -> Prediction:
+    async def fail(name: str, scan: Scan, question: Question) -> PackedReply:
         raise fault
 
     response = post(make_client(predictor, fail), real_t1.read_bytes())
@@ -190,7 +267,7 @@ def test_what_the_model_says_becomes_a_status(
 
 
 def test_a_bug_tells_nothing_of_the_inside(predictor: Predictor, real_t1: Path) -> None:
-    async def fail(name: str, scan: Scan) -> Prediction:
+    async def fail(name: str, scan: Scan, question: Question) -> PackedReply:
         raise RuntimeError("secret path /var/secret")
 
     response = post(make_client(predictor, fail), real_t1.read_bytes())
@@ -202,10 +279,10 @@ def test_a_bug_tells_nothing_of_the_inside(predictor: Predictor, real_t1: Path) 
 def test_more_requests_than_allowed_are_turned_away(predictor: Predictor, real_t1: Path) -> None:
     inside, leave = threading.Event(), threading.Event()
 
-    async def wait(name: str, scan: Scan) -> Prediction:
+    async def wait(name: str, scan: Scan, question: Question) -> PackedReply:
         inside.set()
         await asyncio.to_thread(leave.wait, 30)
-        return predictor.predict(scan)
+        return PackedReply(prediction=predictor.predict(scan))
 
     statuses: list[int] = []
     with make_client(predictor, wait, max_queued_requests=1) as client:
@@ -272,7 +349,7 @@ def test_no_upload_is_left_on_the_disk(
     client: TestClient, real_t1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    assert post(client, real_t1.read_bytes()).status_code == 200
+    assert post(client, real_t1.read_bytes(), data={"explain": "true"}).status_code == 200
     assert post(client, b"broken").status_code == 422
     assert list(tmp_path.iterdir()) == []
 
@@ -294,6 +371,8 @@ def test_the_page_tells_every_path_and_status(client: TestClient) -> None:
     assert set(described["paths"]) == {"/healthz", "/v1/models", "/v1/models/{name}/predict"}
     for path in described["paths"]:
         assert f'<span class="path">{path}</span>' in page
+    for field in ("file", "sex", "age_years", "explain", "num_steps"):
+        assert f"<code>{field}</code>" in page
     for status in described["paths"]["/v1/models/{name}/predict"]["post"]["responses"]:
         assert f"<td>{status}</td>" in page
     assert "curl -F file=@scan.nii.gz http://HOST:PORT/v1/models/tiny/predict" in page
@@ -302,7 +381,9 @@ def test_the_page_tells_every_path_and_status(client: TestClient) -> None:
 def test_openapi_examples_are_what_the_service_sends(client: TestClient, real_t1: Path) -> None:
     schemas = client.get("/openapi.json").json()["components"]["schemas"]
     example, _ = schemas["PredictionAnswer"]["examples"]
-    assert shape_of(example) == shape_of(json.loads(post(client, real_t1.read_bytes()).text))
+    answer = json.loads(post(client, real_t1.read_bytes(), data={"explain": "true"}).text)
+    assert shape_of(example) == shape_of(answer)
+    assert shape_of(example["map"]) == shape_of(answer["map"])
 
 
 def shape_of(answer: dict[str, Any]) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from neuroray.platform.data.window_reader import WindowReader
 from neuroray.platform.evaluate.loaded import load_slice_model, load_window_model
 from neuroray.platform.evaluate.metrics import EvaluationError
 from neuroray.serve.config import ServeConfig
-from neuroray.serve.prediction import Prediction
+from neuroray.serve.packed_map import PackedReply, pack_reply
 from neuroray.serve.predictor import Predictor, load_predictor
+from neuroray.serve.question import Question, ask_predictor
 from neuroray.serve.routes import build_api
 from neuroray.storage.nifti import write_scan
 from neuroray.storage.scan import Scan, ScanError
@@ -136,8 +137,8 @@ def test_a_measure_alone_has_no_label(store: ScanStore, run: Scan, tmp_path: Pat
 
 
 def test_the_service_takes_a_run_like_any_scan(predictor: Predictor, run: Scan, tmp_path: Path) -> None:
-    async def ask(name: str, scan: Scan) -> Prediction:
-        return predictor.predict(scan)
+    async def ask(name: str, scan: Scan, question: Question) -> PackedReply:
+        return pack_reply(ask_predictor(predictor, scan, question), max_map_bytes=2**20)
 
     config = ServeConfig(models={"tiny": "anywhere"})
     write_scan(run, tmp_path / "run.nii.gz")
