@@ -15,6 +15,7 @@ import tyro
 
 from neuroray.errors import NeurorayError
 from neuroray.jobs.run_record import record_run
+from neuroray.platform.brain_age_gap.answer_line import LINE_FILE, parse_answer_line
 from neuroray.platform.evaluate.loaded import load_model, require_answers
 from neuroray.platform.evaluate.model_card import render_model_card
 from neuroray.storage.checkpoint import CONFIG, WEIGHTS
@@ -58,6 +59,7 @@ def run(args: Args) -> dict[str, Any]:
     report = _read_report(args)
     files = {name: (source / name).read_bytes() for name in (WEIGHTS, CONFIG)}
     files[_CARD] = render_model_card(config, report, licence=args.licence).encode()
+    files |= _find_line(Path(args.run), config)
     _refuse_other(out, files)
     with record_run(out, job="export", args=args) as record:
         _write_all(out, files)
@@ -72,6 +74,7 @@ def run(args: Args) -> dict[str, Any]:
             "verified": f"same {' and '.join(probe)}, bit for bit, from original and copy",
             "probe": probe,
             "has_evaluation": report is not None,
+            "has_age_correction": LINE_FILE in files,
         }
         record.add(**answer)
     return answer | {"text": f"{config['model_name']} {version} written to {out}, checked by reloading"}
@@ -84,9 +87,23 @@ def _read_report(args: Args) -> dict[str, Any] | None:
     return json.loads(beside.read_text()) if beside.is_file() else None
 
 
+def _find_line(run_folder: Path, config: dict[str, Any]) -> dict[str, bytes]:
+    """The line of controls that `neuroray gap` fitted to what these weights said, so that the copy corrects gaps too.
+
+    Raises:
+        GapError: a line that was fitted to other weights.
+    """
+    path = run_folder / "gap" / LINE_FILE
+    if not path.is_file():
+        return {}
+    content = path.read_bytes()
+    parse_answer_line(content, [config["weights"]["sha256"]])
+    return {LINE_FILE: content}
+
+
 def _refuse_other(out: Path, files: dict[str, bytes]) -> None:
     """A folder may be written again with the same model; another model, or anything else in it, is not replaced."""
-    known = {*files, "run.json"}
+    known = {*files, LINE_FILE, "run.json"}
     foreign = sorted(path.name for path in out.iterdir() if path.name not in known) if out.is_dir() else []
     other = [name for name in (WEIGHTS, CONFIG) if (out / name).is_file() and (out / name).read_bytes() != files[name]]
     if foreign or other:
@@ -100,7 +117,7 @@ def _refuse_other(out: Path, files: dict[str, bytes]) -> None:
 
 def _write_all(out: Path, files: dict[str, bytes]) -> None:
     """Each file whole, config.json last: without it the folder holds no model."""
-    for name in (WEIGHTS, _CARD, CONFIG):
+    for name in sorted(files, key=lambda name: name == CONFIG):
         with tempfile.NamedTemporaryFile(dir=out, prefix=f".{name}.", delete=False) as partial:
             partial.write(files[name])
         # Temporary files are readable by their owner alone; an exported model is to be handed on.

@@ -14,6 +14,7 @@ import tyro
 
 from neuroray.jobs.cli import UsageError
 from neuroray.jobs.run_record import git_commit, package_versions, record_run
+from neuroray.platform.brain_age_gap.answer_line import LINE_FILE, draw_answer_line, read_weights
 from neuroray.platform.brain_age_gap.answers import AgeAnswer, read_age_answers
 from neuroray.platform.brain_age_gap.evidence import GapStudy
 from neuroray.platform.brain_age_gap.findings import tell_case, tell_headline, tell_raw
@@ -22,6 +23,7 @@ from neuroray.platform.brain_age_gap.report import describe_gap_study, write_gap
 from neuroray.platform.brain_age_gap.study import FitOn, study_gap
 from neuroray.platform.evaluate.intervals import NUM_RESAMPLES
 from neuroray.storage.store import ScanStore
+from neuroray.storage.whole_file import replace_file
 
 _TEST, _VAL = "predictions.csv", "predictions_val.csv"
 _TABLES = (("report.json", _TEST), ("baselines.json", "baselines_predictions.csv"))
@@ -48,7 +50,8 @@ class Args:
     truth: str | None = None
     """The folder of a simulated cohort: hold the gap against what was planted."""
     out: str | None = None
-    """Where gap.html, gap.json, gap.csv and run.json go; RUN/gap when not given."""
+    """Where gap.html, gap.json, gap.csv, age_correction.json and run.json go; RUN/gap when not given, where `neuroray
+    predict` and `export` look for the correction."""
     seed: int = 0
     """Of the bootstrap."""
     num_resamples: int = NUM_RESAMPLES
@@ -76,6 +79,7 @@ def run(args: Args) -> dict[str, Any]:
             "commands": [_tell_command(args)],
         }
         paths = write_gap_report(study, out, provenance=provenance, recovery=recovery)
+        paths |= _write_line(study, report, out)
         answer = _summarise(study, recovery, paths)
         record.add(catalogue_version=store.version, **answer)
     return answer | {"text": _tell(study, recovery, paths)}
@@ -151,6 +155,19 @@ def _recover(args: Args, study: GapStudy) -> Recovery | None:
     from neuroray.storage.simulate.ground_truth import read_truth
 
     return recover_gap(study, read_truth(args.truth))
+
+
+def _write_line(study: GapStudy, report: Path, out: Path) -> dict[str, Path]:
+    """For `neuroray predict`, of a model whose weights the evaluation names; baselines answer for nobody new."""
+    path = out / LINE_FILE
+    judged = report.name == "report.json" and report.is_file()
+    weights = read_weights(json.loads(report.read_text())) if judged else ()
+    if not weights:
+        path.unlink(missing_ok=True)
+        return {}
+    line = draw_answer_line(study, weights)
+    replace_file(path, (json.dumps(line.to_json(), indent=2) + "\n").encode())
+    return {LINE_FILE: path}
 
 
 def _tell_command(args: Args) -> str:

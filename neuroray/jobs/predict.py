@@ -21,6 +21,8 @@ from neuroray.storage.nifti import read_scan, write_map
 
 # Columns of a measure beside its value.
 _PARTS = ("low", "high", "level", "spread")
+# Of a predicted age, where the true one was told.
+_GAPS = ("age_years", "raw_years", "beheshti_years", "cole_years")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,12 +99,17 @@ def _write_table(path: Path, rows: list[dict[str, Any]], card: ModelCard) -> Non
     with path.open("w", newline="") as file:
         table = csv.writer(file)
         said = [name for number, target in enumerate(card.targets) for name in _columns(target, is_main=number == 0)]
+        gaps = tuple(f"gap_{name}" for name in _GAPS[1:]) if card.tells_age else ()
+        said += ["true_age_years", *gaps] if gaps else []
         table.writerow(["scan", *said, "profile", "profile_sha256", "warnings", "refusal"])
         for row in rows:
             answers = row.get("targets") or [None] * len(card.targets)
             values = [
                 value for target, answer in zip(card.targets, answers, strict=True) for value in _values(target, answer)
             ]
+            if gaps:
+                found = row.get("gap") or {}
+                values += ["" if found.get(name) is None else found[name] for name in _GAPS]
             warnings, reason = "; ".join(row.get("warnings", [])), (row["refusal"] or {}).get("text", "")
             profile = (row.get("profile", ""), row.get("profile_sha256", ""))
             table.writerow([row["scan"], *values, *profile, warnings, reason])
@@ -133,6 +140,7 @@ def _tell(rows: list[dict[str, Any]], out: Path) -> str:
             lines.append(f"{row['scan']}: refused: {row['refusal']['text']}")
         else:
             lines.append(f"{row['scan']}: {', '.join(map(_tell_target, row['targets']))}")
+            lines += [_tell_gap(row["gap"])] if row["gap"] else []
             lines += [f"  note: {warning}" for warning in row["warnings"]]
             lines += [_tell_map(row["explanation"])] if "explanation" in row else []
     return "\n".join([*lines, f"written to {out / 'predictions.json'} and {out / 'predictions.csv'}"])
@@ -141,6 +149,19 @@ def _tell(rows: list[dict[str, Any]], out: Path) -> str:
 def _tell_map(found: dict[str, Any]) -> str:
     exact = f", completeness error {found['completeness_error']:.2%}" if "completeness_error" in found else ""
     return f"  map of {found['target']} by {found['method']}{exact}: {found['files']['map']}"
+
+
+def _tell_gap(gap: dict[str, Any]) -> str:
+    bounds = gap["interval"]
+    within = "" if bounds is None else f" ({bounds['low']:+.1f} to {bounds['high']:+.1f})"
+    raw = f"  gap: raw {gap['raw_years']:+.1f} years{within} at {gap['age_years']:g} years"
+    if gap["beheshti_years"] is None:
+        return f"{raw}; {gap['no_correction']}"
+    groups = ", ".join(gap["controls"]) or "all groups"
+    corrected = f"{gap['beheshti_years']:+.1f} years (Beheshti)"
+    corrected += "" if gap["cole_years"] is None else f", {gap['cole_years']:+.1f} years (Cole)"
+    people = f"{gap['num_controls']} people of {groups}, {gap['fitted_on'].replace('_', ' ')}"
+    return f"{raw}; corrected {corrected}, by a line through {people}"
 
 
 def _tell_target(answer: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Answers as the documentation page shows them: of a model of slices, and of one of runs."""
+"""Answers as the documentation page shows them: of a model of slices, of one of runs, and of one of age."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ PREDICTION: dict[str, Any] = {
     "attention_axis": "axial",
     "attention": [{"slice_index": 61, "position_mm": 12.0, "weight": 0.031}],
     "motion": None,
+    "gap": None,
     "map": {
         "facts": {"method": "attention", "target": "control", "quantity": "share of attention in each slice"},
         "png_base64": "iVBORw0KGgo...",
@@ -88,5 +89,55 @@ PREDICTION_OF_RUN: dict[str, Any] = {
     "attention_axis": None,
     "attention": [],
     "motion": {"fd_mean_mm": 0.11, "fd_max_mm": 0.62, "dvars": 14.2, "num_lost": 0},
+    "gap": None,
     "map": None,
+}
+PREDICTION_OF_AGE: dict[str, Any] = PREDICTION_OF_RUN | {
+    "targets": [
+        {
+            "name": "age_years",
+            "label": None,
+            "probabilities": {},
+            "value": 47.3,
+            "unit": "years",
+            "quantiles": {},
+            "interval": {"low": 38.9, "high": 55.7, "level": 0.9, "num_people": 61},
+            "no_interval": None,
+            "spread": None,
+            "num_windows": 1,
+        }
+    ],
+    "warnings": [],
+    "profile": "native",
+    "profile_sha256": "ff1f2ee69173...",
+    "model": {
+        "name": "brainrotvit",
+        "kind": "brainrotvit",
+        "version": "77c0a2e41d90",
+        "classes": [],
+        "target": "age_years",
+        "targets": [{"name": "age_years", "kind": "number", "classes": [], "unit": "years"}],
+        "modality": "T1w",
+        "profile": "native",
+        "profile_sha256": "ff1f2ee69173...",
+        "fingerprints": {
+            "weights_sha256": "77c0a2e41d90...",
+            "encoder_sha256": "0d35be...",
+            "feature_fingerprint": "b1e9c4...",
+        },
+    },
+    "motion": None,
+    "gap": {
+        "age_years": 44.0,
+        "raw_years": 3.3,
+        "interval": {"low": -5.1, "high": 11.7, "level": 0.9, "num_people": 61},
+        "beheshti_years": 2.6,
+        "cole_years": 3.1,
+        "sds_of_controls": 0.7,
+        "no_correction": None,
+        "fitted_on": "validation",
+        "controls": ["control"],
+        "num_controls": 58,
+        "control_ages_years": [20.4, 81.2],
+    },
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from neuroray.platform.evaluate.slice_measure import SliceMeasureModel
 from neuroray.platform.evaluate.window_model import TargetAnswer
+from neuroray.serve.age_gap import caution_gap, measure_gap
 from neuroray.serve.caution import compare_spacing, find_faults, tell_unused
 from neuroray.serve.maps import NUM_STEPS, AnswerMap, map_measure
 from neuroray.serve.prediction import ModelCard, Prediction
@@ -32,7 +33,8 @@ class MeasurePredictor:
         Args:
             scan: A volume.
             sex: `M` or `F`, where it is known. Else the answer is the mean of those for both, and says so.
-            age_years: Not used, which is said where it is given.
+            age_years: Of the person, where it is known: what a predicted age is held against. A model of something else
+                does not use it, and says so.
 
         Raises:
             ScanError: a time series where a volume is expected, or a scan that the profile cannot prepare.
@@ -44,7 +46,8 @@ class MeasurePredictor:
         features = self._model.encode(scan)
         answer = self._model.answer(features, sex)
         notes = [*warnings, *compare_spacing(scan, self.card.spacing_mm), *self._compare_range(answer)]
-        notes += tell_unused(age_years=age_years)
+        gap = measure_gap((answer,), age_years, self.card.age_line, self.card.no_age_line)
+        notes += [*caution_gap(gap, self.card.age_line), *tell_unused(age_years=None if gap else age_years)]
         if sex not in ("M", "F"):
             male, female = (self._model.answer(features, one).value or 0.0 for one in "MF")
             notes.append(
@@ -53,6 +56,7 @@ class MeasurePredictor:
         return Prediction(
             model=self.card,
             targets=(answer,),
+            gap=gap,
             profile=self.card.profile,
             profile_sha256=self.card.profile_sha256,
             warnings=tuple(notes),

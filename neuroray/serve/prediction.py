@@ -6,8 +6,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from neuroray.platform.brain_age_gap.answer_line import AnswerLine
 from neuroray.platform.evaluate.window_model import TargetAnswer
 from neuroray.platform.quality.run_motion import RunMotion
+from neuroray.serve.age_gap import GapAnswer
 
 Bounds = tuple[tuple[float, ...], tuple[float, ...]]
 """Smallest and largest, along x, y, z."""
@@ -45,6 +47,8 @@ class ModelCard:
         profile_sha256: Hash of that profile.
         spacing_mm: Smallest and largest voxel size along x, y, z among its training scans; None: not recorded.
         fingerprints: SHA-256 digests (hex) of weights, encoder and feature recipe, as far as the folder tells them.
+        age_line: Of a model of age: the line of controls that corrects gaps; None where it carries none.
+        no_age_line: Why it carries none.
     """
 
     model_name: str
@@ -57,6 +61,13 @@ class ModelCard:
     profile_sha256: str
     spacing_mm: Bounds | None
     fingerprints: dict[str, str]
+    age_line: AnswerLine | None = None
+    no_age_line: str | None = None
+
+    @property
+    def tells_age(self) -> bool:
+        """Whether a gap to the true age can be told of its answers."""
+        return self.age_line is not None or self.no_age_line is not None
 
     def to_json(self) -> dict[str, Any]:
         """All of it."""
@@ -88,6 +99,7 @@ class Prediction:
         attention_axis: The plane of the slices: axial, coronal or sagittal; None for a model without slices.
         attention: One entry per slice that the model looked at.
         motion: Of a run.
+        gap: Predicted less true age, where the model tells ages and the true one was told.
         profile: Name of the preprocessing profile that the scan went through, that of the training scans.
         profile_sha256: Hash of that profile.
         warnings: Why the answer may deserve less trust, in plain words.
@@ -98,6 +110,7 @@ class Prediction:
     attention_axis: str | None = None
     attention: tuple[SliceWeight, ...] = ()
     motion: RunMotion | None = None
+    gap: GapAnswer | None = None
     profile: str
     profile_sha256: str
     warnings: tuple[str, ...]

@@ -6,7 +6,9 @@ import json
 from typing import Any, Final, Protocol
 
 from neuroray.errors import NeurorayError
+from neuroray.platform.evaluate.age_evidence import is_age
 from neuroray.platform.evaluate.loaded import CARD_FORMATS, load_measure_model, load_slice_model, load_window_model
+from neuroray.serve.age_gap import find_line
 from neuroray.serve.maps import AnswerMap
 from neuroray.serve.measure_predictor import MeasurePredictor
 from neuroray.serve.prediction import ModelCard, Prediction, TargetCard
@@ -73,8 +75,9 @@ def load_predictor(uri: str, *, device: str = "cpu") -> Predictor:
         StoreError: the folder is incomplete, or its weights are not those that were saved.
     """
     folder, config = _find_model(uri)
+    card = _make_card(config, uri)
     profile = read_model_profile(config).restore()
-    return _LOADERS[config["model_name"]](folder, _make_card(config, uri), profile, device)
+    return _LOADERS[config["model_name"]](folder, card, profile, device)
 
 
 def read_model_card(uri: str) -> ModelCard:
@@ -150,9 +153,18 @@ def _make_card(config: dict[str, Any], uri: str) -> ModelCard:
             profile_sha256=profile.sha256,
             spacing_mm=None if spacing_mm is None else (tuple(spacing_mm[0]), tuple(spacing_mm[1])),
             fingerprints={"weights_sha256": weights_sha256, **others},
+            **_find_age_line(config, uri),
         )
     except (KeyError, TypeError, IndexError) as fault:
         raise PredictorError(f"{_CONFIG_FILE} in {uri} is not whole", given=f"{type(fault).__name__} {fault}") from None
+
+
+def _find_age_line(config: dict[str, Any], uri: str) -> dict[str, Any]:
+    """Of a model that tells ages, by the fields of its card."""
+    if not any(is_age(target.name) and target.kind == "number" for target in _describe_targets(config)):
+        return {}
+    line, reason = find_line(Location(uri), [config["weights"]["sha256"]])
+    return {"age_line": line, "no_age_line": reason}
 
 
 def _describe_targets(config: dict[str, Any]) -> tuple[TargetCard, ...]:

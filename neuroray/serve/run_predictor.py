@@ -8,6 +8,7 @@ import numpy as np
 
 from neuroray.platform.evaluate.window_model import WindowModel
 from neuroray.platform.quality.run_motion import RunMotion, compare_motion, measure_motion
+from neuroray.serve.age_gap import caution_gap, measure_gap
 from neuroray.serve.caution import compare_spacing, find_faults, tell_unused
 from neuroray.serve.maps import NUM_STEPS, AnswerMap, map_run
 from neuroray.serve.prediction import ModelCard, Prediction
@@ -42,7 +43,8 @@ class RunPredictor:
         Args:
             scan: A run.
             sex: Not used, which is said where it is given.
-            age_years: Not used, as above.
+            age_years: Of the person, where it is known: what a predicted age is held against. A model of something else
+                does not use it, and says so.
 
         Raises:
             ScanError: a volume where a run is expected, or a run that the profile cannot prepare.
@@ -51,11 +53,13 @@ class RunPredictor:
         self._require_run(scan)
         warnings = find_faults(scan)
         prepared = prepare(scan, self._profile)
-        outputs = self._model.compute(self._model.cut(prepared))
+        targets = self._model.read(self._model.compute(self._model.cut(prepared)))
+        gap = measure_gap(targets, age_years, self.card.age_line, self.card.no_age_line)
         motion = _measure_motion(prepared)
         return Prediction(
             model=self.card,
-            targets=self._model.read(outputs),
+            targets=targets,
+            gap=gap,
             profile=self.card.profile,
             profile_sha256=self.card.profile_sha256,
             motion=motion,
@@ -64,7 +68,8 @@ class RunPredictor:
                 *compare_spacing(scan, self.card.spacing_mm),
                 *self._compare_run(scan),
                 *compare_motion(motion, self._model.card.get("runs", {}).get("motion")),
-                *tell_unused(sex=sex, age_years=age_years),
+                *caution_gap(gap, self.card.age_line),
+                *tell_unused(sex=sex, age_years=None if gap else age_years),
             ),
         )
 

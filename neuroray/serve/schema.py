@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from neuroray.platform.evaluate.window_model import TargetAnswer
 from neuroray.serve import examples
+from neuroray.serve.age_gap import GapAnswer
 from neuroray.serve.packed_map import PackedMap, PackedReply
 from neuroray.serve.prediction import ModelCard, TargetCard
 
@@ -117,6 +119,32 @@ class MotionValue(BaseModel):
     num_lost: int = Field(description="steps into or out of a frame in which the head was not found")
 
 
+class GapValue(BaseModel):
+    """How much older the brain looks than the person is, in years: raw first, then corrected by a line of controls."""
+
+    age_years: float = Field(description="the true age, as the form told it")
+    raw_years: float = Field(description="predicted less true age")
+    interval: IntervalValue | None = Field(description="of the raw gap; null where the prediction has none")
+    beheshti_years: float | None = Field(description="raw gap less what controls of this age have; null without a line")
+    cole_years: float | None = Field(
+        description="the same over the line's slope; null, besides, where that is too flat"
+    )
+    sds_of_controls: float | None = Field(description="corrected gap in standard deviations of controls; null without")
+    no_correction: str | None = Field(description="why there is no corrected gap; null where there is one")
+    fitted_on: str | None = Field(
+        description="the controls of the line: validation (weights were selected on them), held_out (test people of "
+        "all folds), table"
+    )
+    controls: list[str] = Field(description="their groups; empty: everybody")
+    num_controls: int | None = Field(description="people")
+    control_ages_years: tuple[float, float] | None = Field(description="youngest and oldest of them")
+
+    @classmethod
+    def of(cls, gap: GapAnswer) -> GapValue:
+        """The gap of an answer."""
+        return cls(**dataclasses.asdict(gap))
+
+
 class MapAnswer(BaseModel):
     """What an answer rests on, place by place."""
 
@@ -144,7 +172,9 @@ class MapAnswer(BaseModel):
 class PredictionAnswer(BaseModel):
     """The answer for one scan."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [examples.PREDICTION, examples.PREDICTION_OF_RUN]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [examples.PREDICTION, examples.PREDICTION_OF_RUN, examples.PREDICTION_OF_AGE]}
+    )
 
     label: str | None = Field(description="the most probable class of the main target; null where it is a number")
     probabilities: dict[str, float] = Field(description="class of the main target to probability; they sum to 1")
@@ -156,6 +186,7 @@ class PredictionAnswer(BaseModel):
     attention_axis: str | None = Field(description="the plane of the slices: axial, coronal or sagittal; null without")
     attention: list[SliceAnswer] = Field(description="how much each slice that the model looked at counted")
     motion: MotionValue | None = Field(description="of a run; null of a volume. What is beyond training is a warning")
+    gap: GapValue | None = Field(description="of a predicted age, where the form says age_years; null otherwise")
     map: MapAnswer | None = Field(description="what the answer rests on; null unless the form says explain=true")
 
     @classmethod
@@ -176,6 +207,7 @@ class PredictionAnswer(BaseModel):
             ],
             motion=None if prediction.motion is None else MotionValue(**prediction.motion.to_json()),
             warnings=list(prediction.warnings),
+            gap=None if prediction.gap is None else GapValue.of(prediction.gap),
             map=None if reply.map is None else MapAnswer.of(reply.map),
         )
 
