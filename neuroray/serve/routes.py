@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 import neuroray
 from neuroray.errors import NeurorayError
+from neuroray.platform.explain.maps import ExplainError
 from neuroray.platform.models.errors import ModelError
 from neuroray.serve.config import ServeConfig, ServeError
 from neuroray.serve.docs_page import render_docs
@@ -66,6 +67,7 @@ _STATUS: dict[type[NeurorayError], int] = {
     UnknownSuffixError: 415,
     ScanError: 422,
     ModelError: 422,
+    ExplainError: 422,
     OverloadedError: 503,
     UnavailableError: 503,
     LateError: 504,

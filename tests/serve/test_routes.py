@@ -20,6 +20,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from neuroray.jobs import predict
+from neuroray.platform.explain.maps import ExplainError
 from neuroray.platform.models.errors import ModelError
 from neuroray.serve.config import ServeConfig, digest_token
 from neuroray.serve.packed_map import PackedReply, pack_reply
@@ -252,6 +253,7 @@ def test_a_request_without_one_file_is_400(client: TestClient, request_: dict[st
         (LateError("late"), 504),
         (ScanError("a time series"), 422),
         (ModelError("too flat"), 422),
+        (ExplainError("gradients that are no numbers"), 422),
     ],
 )
 def test_what_the_model_says_becomes_a_status(
