@@ -3,6 +3,7 @@
 from neuroray.platform.models.brainmt import BrainMTConfig, MaskedBrainMTConfig
 from neuroray.platform.models.brainrotvit import BrainRotViTConfig, SliceClassifierConfig
 from neuroray.platform.models.dinoatten3d import DinoAtten3DConfig
+from neuroray.platform.models.neuroar import NeuroARConfig, VQVAEConfig
 
 MODELS: dict[
     str,
@@ -10,11 +11,15 @@ MODELS: dict[
     | type[MaskedBrainMTConfig]
     | type[BrainRotViTConfig]
     | type[SliceClassifierConfig]
-    | type[DinoAtten3DConfig],
+    | type[DinoAtten3DConfig]
+    | type[NeuroARConfig]
+    | type[VQVAEConfig],
 ] = {
     "brainmt": BrainMTConfig,
     "brainmt_masked": MaskedBrainMTConfig,
     "brainrotvit": BrainRotViTConfig,
     "brainrotvit_encoder": SliceClassifierConfig,
     "dinoatten3d": DinoAtten3DConfig,
+    "neuroar": NeuroARConfig,
+    "neuroar_vqvae": VQVAEConfig,
 }

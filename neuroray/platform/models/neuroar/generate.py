@@ -1,0 +1,143 @@
+"""Generation: five passes, one per scale, each on the keys and values of those before; guidance and sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from neuroray.config import Config, ConfigError
+from neuroray.platform.models.neuroar.quantiser import MultiScaleQuantiser, shrink
+from neuroray.platform.models.neuroar.transformer import Conditions, NeuroARTransformer, describe_previous
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingConfig(Config):
+    """How codes are chosen.
+
+    Attributes:
+        temperature: Divides logits; 0: always the likeliest code, which needs no generator and ignores what follows.
+        top_k: Only among so many likeliest codes; 0: all.
+        top_p: Only among the likeliest codes that together have this probability; 1: all.
+        age_guidance: How much further to go in the direction in which ages change logits; 1: as far as they do.
+        previous_guidance: The same of the previous scan.
+        guidance_ramp: Go none of that further way at the first scale and all of it at the last, as VAR does; else
+            at every scale.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    age_guidance: float = 1.0
+    previous_guidance: float = 1.0
+    guidance_ramp: bool = True
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ConfigError(
+                "sampling is none", given=self.to_json(), expected="temperature and top_k >= 0, top_p to 1"
+            )
+        if min(self.age_guidance, self.previous_guidance) < 0:
+            raise ConfigError("guidance is negative", given=self.to_json(), expected="0 or more")
+
+
+@torch.no_grad()
+def generate_tokens(
+    model: NeuroARTransformer,
+    quantiser: MultiScaleQuantiser,
+    previous_tokens: Int[Tensor, "previous token"],
+    ages_years: Float[Tensor, "batch 2"],
+    sampling: SamplingConfig | None = None,
+    *,
+    generator: torch.Generator | None = None,
+) -> Int[Tensor, "batch token"]:
+    """Tokens of the same brain at the target ages.
+
+    Args:
+        model: In eval mode.
+        quantiser: Of the tokenizer that the model was trained with.
+        previous_tokens: Of one scan for all rows, or of one for each.
+        ages_years: Of the previous scan and of the target.
+        sampling: None: greedy, which is deterministic.
+        generator: Draws; needed where the temperature is above 0.
+
+    Raises:
+        ModelError: inputs that do not fit, ages that are none.
+        ConfigError: sampling without a generator.
+    """
+    sampling = sampling or SamplingConfig()
+    if sampling.temperature > 0 and generator is None:
+        raise ConfigError(
+            "codes are drawn from a generator", given=None, fix="generator=torch.Generator().manual_seed(0)"
+        )
+    config = model.config
+    scales, shape = config.scales, config.latent_shape
+    branches = _prepare_branches(model, describe_previous(quantiser, previous_tokens, shape), ages_years, sampling)
+    total: Tensor | None = None
+    found: list[Tensor] = []
+    for index in range(len(scales)):
+        inputs = None if total is None else shrink(total, scales[index]).flatten(2).transpose(1, 2)
+        told = [model.tell_scale(index, inputs, branch) for _, branch in branches]
+        branches = [(weight, after) for (weight, _), (_, after) in zip(branches, told, strict=True)]
+        ramp = index / max(1, len(scales) - 1) if sampling.guidance_ramp else 1.0
+        logits = _guide([(weight, one) for (weight, _), (one, _) in zip(branches, told, strict=True)], ramp)
+        found.append(choose_codes(logits, sampling, generator))
+        part = quantiser.add_scale(found[-1], index, scales)
+        total = part if total is None else total + part
+    return torch.cat(found, 1)
+
+
+def choose_codes(
+    logits: Float[Tensor, "batch token code"], sampling: SamplingConfig, generator: torch.Generator | None
+) -> Int[Tensor, "batch token"]:
+    """The likeliest codes, or drawn ones."""
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.float() / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        least = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if sampling.top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        # A code stays while those before it have less than the share, so the likeliest always does.
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        dropped = (before >= sampling.top_p).scatter(-1, order, before >= sampling.top_p)
+        logits = logits.masked_fill(dropped, -torch.inf)
+    shares = logits.softmax(-1)
+    drawn = torch.multinomial(shares.flatten(0, 1), 1, generator=generator)
+    return drawn.view(logits.shape[:2])
+
+
+def _prepare_branches(
+    model: NeuroARTransformer,
+    previous: Float[Tensor, "previous token previous_channel"],
+    ages_years: Float[Tensor, "batch 2"],
+    sampling: SamplingConfig,
+) -> list[tuple[float, Conditions]]:
+    """Whole knowledge, then the previous scan alone, then neither, as far as guidance asks for them.
+
+    Each with the weight of the step from the next one to it.
+    """
+    everyone = torch.ones(len(ages_years), dtype=torch.bool, device=ages_years.device)
+    hidden = everyone[: len(previous)]
+    branches = [(sampling.age_guidance, model.prepare(ages_years, previous))]
+    if sampling.age_guidance == sampling.previous_guidance == 1:
+        return branches
+    branches.append((sampling.previous_guidance, model.prepare(ages_years, previous, hide_ages=everyone)))
+    if sampling.previous_guidance != 1:
+        branches.append((1.0, model.prepare(ages_years, previous, hide_ages=everyone, hide_previous=hidden)))
+    return branches
+
+
+def _guide(told: list[tuple[float, Tensor]], ramp: float) -> Tensor:
+    """Neither, plus the way to the previous scan, plus the way to the ages, each as far as its weight says."""
+    logits = told[-1][1]
+    for (weight, one), (_, other) in reversed(list(pairwise(told))):
+        logits = logits + (1 + (weight - 1) * ramp) * (one - other)
+    return logits

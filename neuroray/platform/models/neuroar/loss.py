@@ -1,0 +1,162 @@
+"""The tokenizer's losses, each of every volume by itself: absolute error, slices through a network, adversary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from neuroray.config import Config, ConfigError
+from neuroray.platform.models.errors import ModelError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    Volume = Float[Tensor, "batch x y z"]
+    PerVolume = Float[Tensor, " batch"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VQVAELossConfig(Config):
+    """Weights and options of the terms; a weight of 0 switches a term off.
+
+    Attributes:
+        l1_weight: Of the mean absolute error.
+        quantiser_weight: Of codebook and commitment.
+        perceptual_weight: Of the distance between features of slices, by a frozen 2D network; off by default, as a
+            network's weights have to be at hand.
+        perceptual_network: timm name of that network.
+        perceptual_weights: A local file of its weights, which the training reads; None: random ones, from
+            `perceptual_seed`.
+        perceptual_seed: Of random weights.
+        perceptual_slices: Slices of each of the three planes and step, evenly spread.
+        adversarial_weight: Of the adversary.
+        adversarial_kind: Scores by least squares, or by hinges.
+        adversarial_epochs: Epochs before the adversary begins.
+        adaptive: Scale the adversary's gradient at the reconstruction to that of the other terms, volume by volume.
+        discriminator_channels: Of its first layer.
+    """
+
+    l1_weight: float = 1.0
+    quantiser_weight: float = 1.0
+    perceptual_weight: float = 0.0
+    perceptual_network: str = "resnet18"
+    perceptual_weights: str | None = None
+    perceptual_seed: int = 0
+    perceptual_slices: int = 4
+    adversarial_weight: float = 0.01
+    adversarial_kind: Literal["least_squares", "hinge"] = "least_squares"
+    adversarial_epochs: float = 5.0
+    adaptive: bool = True
+    discriminator_channels: int = 32
+
+    def __post_init__(self) -> None:
+        weights = (self.l1_weight, self.quantiser_weight, self.perceptual_weight, self.adversarial_weight)
+        if min(*weights, self.adversarial_epochs) < 0 or self.l1_weight == 0:
+            raise ConfigError("weights are none", given=self.to_json(), expected="0 or more, and some absolute error")
+        if min(self.perceptual_slices, self.discriminator_channels) < 1:
+            raise ConfigError("sizes are too small", given=self.to_json(), expected="at least 1")
+
+
+def absolute_error(one: Volume, other: Volume) -> PerVolume:
+    """The mean over voxels."""
+    return (one - other).abs().flatten(1).mean(1)
+
+
+def judge_real(scores: Float[Tensor, "batch u v w"], kind: str) -> PerVolume:
+    """What the discriminator is to lower for real volumes."""
+    flat = scores.float().flatten(1)
+    return (functional.relu(1 - flat) if kind == "hinge" else (flat - 1).square()).mean(1)
+
+
+def judge_made(scores: Float[Tensor, "batch u v w"], kind: str) -> PerVolume:
+    """What the discriminator is to lower for made volumes."""
+    flat = scores.float().flatten(1)
+    return (functional.relu(1 + flat) if kind == "hinge" else flat.square()).mean(1)
+
+
+def deceive(scores: Float[Tensor, "batch u v w"], kind: str) -> PerVolume:
+    """What the tokenizer is to lower: made volumes that do not look real."""
+    flat = scores.float().flatten(1)
+    return (-flat if kind == "hinge" else (flat - 1).square()).mean(1)
+
+
+def score_frozen(discriminator: nn.Module, volume: Volume) -> Float[Tensor, "batch u v w"]:
+    """Scores whose gradient goes to the volume alone, not to the discriminator."""
+    frozen: Mapping[str, Tensor] = {name: value.detach() for name, value in discriminator.named_parameters()}
+    return functional_call(discriminator, dict(frozen), (volume,))
+
+
+def balance_gradients(own: PerVolume, adversary: PerVolume, reconstruction: Volume) -> PerVolume:
+    """By how much to scale the adversary so that it pulls at each reconstruction as hard as the other terms do.
+
+    VQGAN's adaptive weight (Esser et al. 2021, equation 7), taken at the reconstruction in place of the last layer, so
+    that every volume has its own and neither batch nor ranks change it. No gradient passes.
+    """
+    pulls = [
+        torch.autograd.grad(term.sum(), reconstruction, retain_graph=True)[0].float().flatten(1).norm(dim=1)
+        for term in (own, adversary)
+    ]
+    return (pulls[0] / (pulls[1] + 1e-4 * pulls[0] + 1e-12)).detach()
+
+
+class PerceptualDistance:
+    """Distance of slices in three planes, in features of a frozen 2D network; no module, so that it is never saved.
+
+    Args:
+        config: Names the network.
+        weights: Of it; None: random ones.
+
+    Raises:
+        ModelError: no such network, or weights that do not fit.
+    """
+
+    def __init__(self, config: VQVAELossConfig, weights: Mapping[str, Tensor] | None = None) -> None:
+        import timm
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.perceptual_seed)
+            try:
+                self._network = timm.create_model(config.perceptual_network, features_only=True, out_indices=(1, 2, 3))
+            except RuntimeError as fault:
+                raise ModelError(
+                    "timm has no such network, or no maps of it", given=config.perceptual_network, fix="resnet18"
+                ) from fault
+        if weights is not None:
+            missing = self._network.load_state_dict(weights, strict=False).missing_keys
+            if missing:
+                given = f"{len(missing)} of its tensors missing, such as {missing[0]}"
+                raise ModelError(f"weights do not fit {config.perceptual_network}", given=given)
+        self._network.eval().requires_grad_(False)
+        self._num_slices = config.perceptual_slices
+
+    def __call__(self, one: Volume, other: Volume) -> PerVolume:
+        """The mean over planes, slices and layers of squared distances between normalised features (LPIPS, unweighted).
+
+        Evenly spread slices; where they begin is drawn from torch's generator in training, as `one` needs a gradient.
+        """
+        self._network.to(one.device)
+        found = []
+        for axis in (1, 2, 3):
+            places = self._choose(one.shape[axis], is_drawn=one.requires_grad).to(one.device)
+            pair = [self._look(volume.index_select(axis, places).movedim(axis, 1)) for volume in (one, other)]
+            distances = [
+                (left - right).square().sum(1).flatten(1).mean(1).view(len(one), -1).mean(1)
+                for left, right in zip(*pair, strict=True)
+            ]
+            found.append(torch.stack(distances).mean(0))
+        return torch.stack(found).mean(0)
+
+    def _look(self, slices: Float[Tensor, "batch slice u v"]) -> list[Tensor]:
+        pictures = slices.flatten(0, 1)[:, None].expand(-1, 3, -1, -1)
+        return [functional.normalize(maps.float(), dim=1) for maps in self._network(pictures)]
+
+    def _choose(self, size: int, *, is_drawn: bool) -> Tensor:
+        number = min(self._num_slices, size)
+        shift = float(torch.rand(())) if is_drawn else 0.5
+        return ((torch.arange(number) + shift) * size / number).long().clamp_max(size - 1)

@@ -1,0 +1,189 @@
+"""The tokenizer: a 3D convolutional encoder, the multi-scale quantiser on its latent grid, and the decoder back."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from neuroray.platform.models.errors import ModelError
+from neuroray.platform.models.neuroar.quantiser import MultiScaleQuantiser
+from neuroray.platform.models.neuroar.vqvae_config import VQVAEConfig
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
+    Map = Float[Tensor, "batch channel x y z"]
+    Volume = Float[Tensor, "batch x y z"]
+
+
+class VQVAEOutput(NamedTuple):
+    """What the tokenizer makes of volumes.
+
+    Attributes:
+        reconstruction: In the space of the input, not clamped.
+        tokens: `batch token`; see `Quantised`.
+        quantiser_loss: Of each volume.
+    """
+
+    reconstruction: Volume
+    tokens: Int[Tensor, "batch token"]
+    quantiser_loss: Float[Tensor, " batch"]
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, convolution, twice; added to the input, by a 1 x 1 x 1 convolution where channels change."""
+
+    def __init__(self, channels_in: int, channels_out: int, config: VQVAEConfig) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = _norm(channels_in, config), _norm(channels_out, config)
+        self.conv1 = nn.Conv3d(channels_in, channels_out, 3, padding=1)
+        self.conv2 = nn.Conv3d(channels_out, channels_out, 3, padding=1)
+        self.skip = nn.Identity() if channels_in == channels_out else nn.Conv3d(channels_in, channels_out, 1)
+        self.checkpoint = config.checkpoint
+
+    def forward(self, maps: Map) -> Map:
+        """The same grid."""
+        if self.checkpoint and self.training and torch.is_grad_enabled():
+            return checkpoint(self._compute, maps, use_reentrant=False)  # pyright: ignore[reportReturnType]: untyped
+        return self._compute(maps)
+
+    def _compute(self, maps: Map) -> Map:
+        inner = self.conv1(functional.silu(self.norm1(maps)))
+        return self.skip(maps) + self.conv2(functional.silu(self.norm2(inner)))
+
+
+class GridAttention(nn.Module):
+    """Every place of the grid looks at every other, by one head; added to the input."""
+
+    def __init__(self, channels: int, config: VQVAEConfig) -> None:
+        super().__init__()
+        self.norm = _norm(channels, config)
+        self.project_in = nn.Linear(channels, 3 * channels, bias=False)
+        self.project_out = nn.Linear(channels, channels)
+
+    def forward(self, maps: Map) -> Map:
+        """The same grid."""
+        places = self.norm(maps).flatten(2).transpose(1, 2)[:, None]
+        query, key, value = self.project_in(places).chunk(3, dim=-1)
+        seen = functional.scaled_dot_product_attention(query, key, value)
+        return maps + self.project_out(seen)[:, 0].transpose(1, 2).reshape(maps.shape)
+
+
+class Halve(nn.Module):
+    """Convolution at stride 2; padded behind alone, as in VAR."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels, channels, 3, stride=2)
+
+    def forward(self, maps: Map) -> Map:
+        """Half of the grid."""
+        return self.conv(functional.pad(maps, (0, 1) * 3))
+
+
+class Double(nn.Module):
+    """Every voxel twice along each axis, then a convolution: no checkerboard, as transposed ones leave."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels, channels, 3, padding=1)
+
+    def forward(self, maps: Map) -> Map:
+        """Twice the grid."""
+        return self.conv(functional.interpolate(maps, scale_factor=2, mode="nearest"))
+
+
+class VQVAE(nn.Module):
+    """Volumes in [-1, 1] to tokens and back; any size that the configuration's factor divides."""
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = _build_encoder(config)
+        self.quantiser = MultiScaleQuantiser(config.quantiser)
+        self.decoder = _build_decoder(config)
+
+    def forward(self, volume: Volume, counted: Bool[Tensor, " batch"] | None = None) -> VQVAEOutput:
+        """There and back; in training the codebook follows the volumes that count.
+
+        Raises:
+            ModelError: a size that cannot be halved so often.
+        """
+        quantised = self.quantiser(self._encode(volume), counted)
+        return VQVAEOutput(self._decode(quantised.latent), quantised.tokens, quantised.loss)
+
+    @torch.no_grad()
+    def encode(self, volume: Volume) -> Int[Tensor, "batch token"]:
+        """Tokens; each volume by itself, so that a batch changes no bit.
+
+        Raises:
+            ModelError: a size that cannot be halved so often.
+        """
+        return torch.cat([self.quantiser.encode(self._encode(one[None])) for one in volume])
+
+    @torch.no_grad()
+    def decode(self, tokens: Int[Tensor, "batch token"], volume_shape: tuple[int, ...]) -> Volume:
+        """Volumes of this size, clamped to [-1, 1]; each by itself, so that a batch changes no bit.
+
+        Raises:
+            ModelError: tokens of another size.
+        """
+        latent = self.quantiser.decode(tokens, self.config.latent_shape(volume_shape))
+        return torch.cat([self.decode_latent(one[None]) for one in latent])
+
+    @torch.no_grad()
+    def decode_latent(self, latent: Map) -> Volume:
+        """Volumes of quantised latents (or of means of some), clamped to [-1, 1]."""
+        return self._decode(latent).clamp(-1, 1)
+
+    def _encode(self, volume: Volume) -> Map:
+        if volume.ndim != 4 or len(volume) == 0:
+            raise ModelError("volumes come in a batch", given=f"shape {tuple(volume.shape)}", expected="batch x y z")
+        self.config.latent_shape(tuple(volume.shape[1:]))
+        return self.encoder(volume[:, None])
+
+    def _decode(self, latent: Map) -> Volume:
+        weight = next(self.decoder.parameters())
+        return self.decoder(latent.to(weight.dtype))[:, 0]
+
+
+def _build_encoder(config: VQVAEConfig) -> nn.Sequential:
+    widths = [config.channels * one for one in config.multipliers]
+    layers: list[nn.Module] = [nn.Conv3d(1, widths[0], 3, padding=1)]
+    before = widths[0]
+    for level, width in enumerate(widths):
+        for _ in range(config.num_blocks):
+            layers.append(ResidualBlock(before, width, config))
+            before = width
+        if level < len(widths) - 1:
+            layers.append(Halve(width))
+    layers += _middle(before, config)
+    layers += [_norm(before, config), nn.SiLU(), nn.Conv3d(before, config.quantiser.code_dim, 3, padding=1)]
+    return nn.Sequential(*layers)
+
+
+def _build_decoder(config: VQVAEConfig) -> nn.Sequential:
+    widths = [config.channels * one for one in config.multipliers]
+    before = widths[-1]
+    layers: list[nn.Module] = [nn.Conv3d(config.quantiser.code_dim, before, 3, padding=1), *_middle(before, config)]
+    for level, width in reversed(list(enumerate(widths))):
+        for _ in range(config.num_blocks + 1):
+            layers.append(ResidualBlock(before, width, config))
+            before = width
+        if level > 0:
+            layers.append(Double(width))
+    return nn.Sequential(*layers, _norm(before, config), nn.SiLU(), nn.Conv3d(before, 1, 3, padding=1))
+
+
+def _middle(channels: int, config: VQVAEConfig) -> list[nn.Module]:
+    attention = [GridAttention(channels, config)] if config.attention else []
+    return [ResidualBlock(channels, channels, config), *attention, ResidualBlock(channels, channels, config)]
+
+
+def _norm(channels: int, config: VQVAEConfig) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(config.norm_groups, channels), channels, eps=1e-6)

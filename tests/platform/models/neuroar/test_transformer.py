@@ -1,0 +1,290 @@
+"""The transformer: the model contract in its variants, causality to the last bit, cached passes, guidance, sampling."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from contracts.model_contract import Inputs, ModelContract
+from torch import Tensor, nn
+from torch.nn import functional
+
+from neuroray.config import ConfigError
+from neuroray.platform.models.errors import ModelError
+from neuroray.platform.models.neuroar import NeuroARConfig, QuantiserConfig
+from neuroray.platform.models.neuroar.generate import SamplingConfig, choose_codes, generate_tokens
+from neuroray.platform.models.neuroar.quantiser import MultiScaleQuantiser, shrink
+from neuroray.platform.models.neuroar.transformer import NeuroARTransformer, describe_previous
+
+GRID = (3, 2, 3)
+AGES = torch.tensor([[60.0, 64.0], [40.0, 72.5], [8.0, 8.0]])
+
+
+def small_config(**changes: Any) -> NeuroARConfig:
+    parts = {
+        "quantiser": QuantiserConfig(num_codes=12, code_dim=4, num_scales=3),
+        "latent_shape": GRID,
+        "width": 24,
+        "depth": 2,
+        "num_heads": 3,
+        "gamma": 0.5,
+        "num_age_periods": 5,
+    }
+    return NeuroARConfig(**{**parts, **changes})
+
+
+def nudge(model: NeuroARTransformer) -> NeuroARTransformer:
+    """Moves what starts at 0, and what starts next to it, so that ages and blocks count."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("project_out.weight"):
+                parameter.add_(torch.linspace(-0.2, 0.2, parameter.numel()).sin().view_as(parameter) * 0.3)
+        model.head.weight.mul_(50)
+    return model
+
+
+class TestChannelContract(ModelContract):
+    changes: ClassVar[dict[str, Any]] = {}
+
+    def make_config(self) -> NeuroARConfig:
+        return small_config(**self.changes)
+
+    def build(self, config: NeuroARConfig) -> NeuroARTransformer:
+        return nudge(config.build())
+
+    def make_inputs(self, batch: int, generator: torch.Generator) -> Inputs:
+        length = self.make_config().num_tokens
+        return {
+            "target": torch.randn(batch, length - 1, 4, generator=generator),
+            "ages_years": AGES[:batch],  # that bfloat16 has too
+            "previous": torch.randn(batch, length, 8, generator=generator),
+            "hide_ages": torch.tensor([False, True, False])[:batch],
+            "hide_previous": torch.tensor([False, False, True])[:batch],
+        }
+
+    def measure(self, outputs: dict[str, Tensor]) -> Tensor:
+        logits = outputs["logits"]
+        return functional.cross_entropy(logits.flatten(0, 1), torch.arange(logits[..., 0].numel()) % 12)
+
+    def find_blocks(self, model: nn.Module) -> list[str]:
+        return [f"blocks.{index}" for index in range(2)]
+
+
+class TestSequenceContract(TestChannelContract):
+    changes: ClassVar[dict[str, Any]] = {"previous": "sequence", "adaln": "shared", "ages": "pair"}
+    # What the last block adds to the previous scan's tokens is seen by nobody, but its keys and values are.
+
+
+class TestBareContract(TestChannelContract):
+    changes: ClassVar[dict[str, Any]] = {"adaln": "none", "normalise_keys": False, "previous": "none"}
+
+
+@pytest.fixture(params=["channel", "sequence", "none"])
+def model(request: pytest.FixtureRequest) -> NeuroARTransformer:
+    return nudge(small_config(previous=request.param).build()).eval()
+
+
+@pytest.fixture
+def quantiser() -> MultiScaleQuantiser:
+    return MultiScaleQuantiser(QuantiserConfig(num_codes=12, code_dim=4, num_scales=3)).eval()
+
+
+def draw_tokens(config: NeuroARConfig, rows: int, seed: int = 0) -> Tensor:
+    return torch.randint(12, (rows, config.num_tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def tell(model: NeuroARTransformer, quantiser: MultiScaleQuantiser, previous: Tensor, target: Tensor) -> Tensor:
+    inputs = quantiser.teacher_inputs(target, GRID)
+    return model(inputs, AGES[: len(target)], describe_previous(quantiser, previous, GRID)).logits
+
+
+def test_later_scales_change_no_bit_of_earlier_ones(model: NeuroARTransformer, quantiser: MultiScaleQuantiser) -> None:
+    config, previous = model.config, draw_tokens(model.config, 2)
+    target = draw_tokens(config, 2, seed=1)
+    logits = tell(model, quantiser, previous, target)
+    assert config.ends == (0, 1, 5, 23)
+    for start, end in zip(config.ends[:-1], config.ends[1:], strict=True):
+        changed = target.clone()
+        changed[:, start:] = (changed[:, start:] + 5) % 12
+        again = tell(model, quantiser, previous, changed)
+        assert torch.equal(again[:, :end], logits[:, :end])
+        if end < config.num_tokens:
+            assert (again[:, end:] != logits[:, end:]).any(-1).all()
+
+
+def test_places_of_one_scale_see_each_other_and_all_of_the_previous_scan(quantiser: MultiScaleQuantiser) -> None:
+    model = nudge(small_config(previous="sequence").build()).eval()
+    previous, target = draw_tokens(model.config, 1), draw_tokens(model.config, 1, seed=1)
+    logits = tell(model, quantiser, previous, target)
+    previous[0, -1] = (previous[0, -1] + 1) % 12
+    assert (tell(model, quantiser, previous, target) != logits).any(-1).all()
+
+
+def test_passes_scale_by_scale_are_one_pass_over_all(model: NeuroARTransformer, quantiser: MultiScaleQuantiser) -> None:
+    config = model.config
+    previous, target = draw_tokens(config, 3), draw_tokens(config, 3, seed=1)
+    whole = tell(model, quantiser, previous, target)
+    inputs = quantiser.teacher_inputs(target, GRID)
+    conditions = model.prepare(AGES, describe_previous(quantiser, previous, GRID))
+    told = []
+    for index, (start, end) in enumerate(zip(config.ends[:-1], config.ends[1:], strict=True)):
+        given = None if index == 0 else inputs[:, start - 1 : end - 1]
+        logits, conditions = model.tell_scale(index, given, conditions)
+        told.append(logits)
+    # The same sums over as many numbers, in matrices of other heights.
+    torch.testing.assert_close(torch.cat(told, 1), whole, rtol=0, atol=1e-5)
+
+
+def test_greedy_tokens_are_the_likeliest_of_a_pass_that_is_given_them(
+    model: NeuroARTransformer, quantiser: MultiScaleQuantiser
+) -> None:
+    previous = draw_tokens(model.config, 3)
+    made = generate_tokens(model, quantiser, previous, AGES)
+    assert torch.equal(made, generate_tokens(model, quantiser, previous, AGES))
+    assert torch.equal(tell(model, quantiser, previous, made).argmax(-1), made)
+    assert len(made.unique()) > 3
+
+
+def test_one_previous_scan_serves_many_ages(model: NeuroARTransformer, quantiser: MultiScaleQuantiser) -> None:
+    previous = draw_tokens(model.config, 1)
+    ages = torch.tensor([[60.0, 60.0], [60.0, 65.0], [60.0, 80.0]])
+    together = generate_tokens(model, quantiser, previous, ages)
+    for row in range(3):
+        assert torch.equal(generate_tokens(model, quantiser, previous, ages[row : row + 1])[0], together[row])
+
+
+@pytest.mark.parametrize("changes", [{}, {"adaln": "none"}, {"cross_attention": False}, {"adaln": "shared"}])
+def test_ages_change_what_is_told_by_either_way(changes: dict[str, Any], quantiser: MultiScaleQuantiser) -> None:
+    model = nudge(small_config(**changes).build()).eval()
+    with torch.no_grad():
+        for block in model.blocks:
+            if block.modulate is not None:
+                block.modulate.weight.normal_(std=0.2)
+    inputs = quantiser.teacher_inputs(draw_tokens(model.config, 1), GRID)
+    previous = describe_previous(quantiser, draw_tokens(model.config, 1, seed=1), GRID)
+    young, old = (model(inputs, torch.tensor([[60.0, age]]), previous).logits for age in (61.0, 75.0))
+    assert (young[:, 1:] - old[:, 1:]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("hidden", "changed"), [("hide_ages", "ages"), ("hide_previous", "previous")])
+def test_what_is_hidden_is_not_seen(
+    model: NeuroARTransformer, quantiser: MultiScaleQuantiser, hidden: str, changed: str
+) -> None:
+    if model.config.previous == "sequence" and hidden == "hide_previous":
+        pass  # its tokens are there, all alike but for their places
+    inputs = quantiser.teacher_inputs(draw_tokens(model.config, 1), GRID)
+    given = {"ages": AGES[:1], "previous": describe_previous(quantiser, draw_tokens(model.config, 1), GRID)}
+    other = {**given, changed: given[changed] + 3}
+    told = [
+        model(inputs, one["ages"], one["previous"], **{hidden: torch.tensor([True])}).logits for one in (given, other)
+    ]
+    assert torch.equal(told[0], told[1])
+
+
+def test_guidance_of_one_changes_nothing_and_more_of_it_goes_further(quantiser: MultiScaleQuantiser) -> None:
+    model, previous = nudge(small_config().build()).eval(), draw_tokens(small_config(), 2)
+    plain = generate_tokens(model, quantiser, previous, AGES[:2])
+    nearly = SamplingConfig(age_guidance=1.0, previous_guidance=1.0 + 1e-7)
+    assert torch.equal(generate_tokens(model, quantiser, previous, AGES[:2], nearly), plain)
+    # Without any way towards what is hidden, tokens are those of a model that is told neither.
+    nothing = SamplingConfig(age_guidance=0.0, previous_guidance=0.0, guidance_ramp=False)
+    blind = generate_tokens(model, quantiser, previous, AGES[:2], nothing)
+    assert torch.equal(blind[0], blind[1])
+    assert not torch.equal(blind[0], plain[0])
+
+
+def test_drawn_tokens_follow_from_the_generator(quantiser: MultiScaleQuantiser) -> None:
+    model, previous = nudge(small_config().build()).eval(), draw_tokens(small_config(), 2)
+    sampling = SamplingConfig(temperature=1.0)
+    one, again, other = (
+        generate_tokens(model, quantiser, previous, AGES[:2], sampling, generator=torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    with pytest.raises(ConfigError, match="generator"):
+        generate_tokens(model, quantiser, previous, AGES[:2], sampling)
+
+
+def draw_codes(shares: list[float], **sampling: Any) -> Tensor:
+    logits = torch.tensor(shares).log().expand(1, 4000, -1)
+    drawn = choose_codes(logits, SamplingConfig(temperature=1.0, **sampling), torch.Generator().manual_seed(0))
+    return torch.bincount(drawn.flatten(), minlength=len(shares)) / 4000
+
+
+def test_codes_are_drawn_as_often_as_they_are_likely() -> None:
+    # Five standard deviations of a share among 4000 draws are 0.04.
+    torch.testing.assert_close(draw_codes([0.5, 0.3, 0.2]), torch.tensor([0.5, 0.3, 0.2]), rtol=0, atol=0.04)
+
+
+def test_top_k_and_top_p_leave_the_unlikely_out() -> None:
+    shares = [0.1, 0.5, 0.15, 0.25]
+    expected = torch.tensor([0.0, 0.5 / 0.75, 0.0, 0.25 / 0.75])
+    torch.testing.assert_close(draw_codes(shares, top_k=2), expected, rtol=0, atol=0.04)
+    torch.testing.assert_close(draw_codes(shares, top_p=0.6), expected, rtol=0, atol=0.04)
+    assert draw_codes(shares, top_p=0.01).tolist() == [0, 1, 0, 0]
+
+
+def test_a_low_temperature_is_greedy() -> None:
+    logits = torch.randn(2, 50, 9)
+    cold = choose_codes(logits, SamplingConfig(temperature=1e-4), torch.Generator().manual_seed(0))
+    assert torch.equal(cold, logits.argmax(-1))
+
+
+def test_it_learns_one_pair_by_heart(quantiser: MultiScaleQuantiser) -> None:
+    model = small_config(width=32, num_heads=2, depth=1, age_dropout=0.0, previous_dropout=0.0).build().train()
+    previous, target = draw_tokens(model.config, 1), draw_tokens(model.config, 1, seed=1)
+    shown, inputs = describe_previous(quantiser, previous, GRID), quantiser.teacher_inputs(target, GRID)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        logits = model(inputs, AGES[:1], shown).logits
+        functional.cross_entropy(logits[0], target[0]).backward()
+        optimizer.step()
+    assert torch.equal(generate_tokens(model.eval(), quantiser, previous, AGES[:1]), target)
+
+
+def test_parameters_of_the_papers_size_are_as_many_as_counted() -> None:
+    with torch.device("meta"):
+        paper, shared = NeuroARConfig().build(), NeuroARConfig(adaln="shared").build()
+    counts = [sum(p.numel() for p in one.parameters()) for one in (paper, shared)]
+    assert NeuroARConfig().num_tokens == 1536
+    # 744 and 549 million, counted without the age embedding, whose merging layer has 3 million.
+    assert counts == [pytest.approx(744e6, rel=0.01), pytest.approx(549e6, rel=0.01)]
+
+
+@pytest.mark.parametrize("age", [float("nan"), -1.0, 200.0])
+def test_ages_that_are_none_are_refused(age: float, quantiser: MultiScaleQuantiser) -> None:
+    model, previous = small_config().build().eval(), draw_tokens(small_config(), 1)
+    with pytest.raises(ModelError, match="ages are none"):
+        generate_tokens(model, quantiser, previous, torch.tensor([[60.0, age]]))
+
+
+def test_inputs_of_another_grid_are_refused(quantiser: MultiScaleQuantiser) -> None:
+    model, previous = small_config().build().eval(), torch.zeros(1, 23, 8)
+    with pytest.raises(ModelError, match="do not fit the scales"):
+        model(torch.zeros(1, 9, 4), AGES[:1], previous)
+    with pytest.raises(ModelError, match="previous scan does not fit"):
+        model(torch.zeros(1, 22, 4), AGES[:1], previous[:, 1:])
+    with pytest.raises(ModelError, match="previous scan does not fit"):
+        model(torch.zeros(1, 22, 4), AGES[:1])
+
+
+def test_what_is_shown_of_the_previous_scan_is_its_sum_and_its_codes(quantiser: MultiScaleQuantiser) -> None:
+    tokens = draw_tokens(small_config(), 1)
+    shown = describe_previous(quantiser, tokens, GRID)[0]
+    whole = quantiser.decode(tokens, GRID)
+    torch.testing.assert_close(shown[0, :4], whole[0].flatten(1).mean(1))
+    torch.testing.assert_close(shown[1:5, :4], shrink(whole, (2, 1, 2))[0].flatten(1).T)
+    assert torch.equal(shown[:, 4:], quantiser.codebook.codes[tokens[0]])
+
+
+def test_settings_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match="heads that divide"):
+        small_config(num_heads=5)
+    with pytest.raises(ConfigError, match="last scale is not the latent grid"):
+        small_config(quantiser=dataclasses.replace(small_config().quantiser, scales=((1, 1, 1), (4, 4, 4))))
+    with pytest.raises(ConfigError, match="sampling is none"):
+        SamplingConfig(top_p=0.0)

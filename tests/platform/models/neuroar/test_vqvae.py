@@ -1,0 +1,213 @@
+"""The tokenizer: the model contract, batches, sizes, what each loss is worth."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from contracts.model_contract import Inputs, ModelContract
+from torch import Tensor, nn
+
+from neuroray.config import ConfigError
+from neuroray.platform.models.errors import ModelError
+from neuroray.platform.models.neuroar import QuantiserConfig, VQVAEConfig
+from neuroray.platform.models.neuroar.discriminator import PatchDiscriminator
+from neuroray.platform.models.neuroar.loss import (
+    PerceptualDistance,
+    VQVAELossConfig,
+    absolute_error,
+    balance_gradients,
+    deceive,
+    judge_made,
+    judge_real,
+    score_frozen,
+)
+from neuroray.platform.models.neuroar.vqvae import VQVAE
+
+QUANTISER = QuantiserConfig(num_codes=30, code_dim=5, num_scales=3, num_refiners=3)
+
+
+def small_config(**changes: Any) -> VQVAEConfig:
+    parts = {
+        "channels": 4,
+        "multipliers": (1, 2, 3),
+        "num_blocks": 1,
+        "norm_groups": 2,
+        "quantiser": QUANTISER,
+    }
+    return VQVAEConfig(**{**parts, **changes})
+
+
+class TestVQVAEContract(ModelContract):
+    update = "average"
+
+    def make_config(self) -> VQVAEConfig:
+        return small_config(quantiser=dataclasses.replace(QUANTISER, update=self.update))
+
+    def make_inputs(self, batch: int, generator: torch.Generator) -> Inputs:
+        return {"volume": torch.rand(batch, 8, 12, 4, generator=generator) * 2 - 1}
+
+    def outputs(self, model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+        output = model(**inputs)._asdict()
+        del output["tokens"]
+        return output
+
+    def measure(self, outputs: dict[str, Tensor]) -> Tensor:
+        return outputs["reconstruction"].square().mean() + outputs["quantiser_loss"].mean()
+
+    def test_bfloat16_is_finite_and_near(self) -> None:
+        # Rounding changes which code is nearest, so only what comes before and after is compared.
+        model, volume = self.make(), self.draw()["volume"]
+        latent, tokens = model.encoder(volume[:, None]), model.encode(volume)
+        decoded = model.decode(tokens, (8, 12, 4))
+        model = model.bfloat16()
+        assert model(volume.bfloat16()).reconstruction.isfinite().all()
+        pairs = [(model.encoder(volume[:, None].bfloat16()), latent), (model.decode(tokens, (8, 12, 4)), decoded)]
+        for rounded, exact in pairs:
+            assert (rounded.float() - exact).abs().max() / exact.abs().max() < 0.15
+
+
+class TestVQVAEByGradientContract(TestVQVAEContract):
+    update = "gradient"
+
+
+@pytest.fixture
+def model() -> VQVAE:
+    model = small_config().build().train()
+    model(torch.rand(2, 8, 12, 4))  # takes codes from data: drawn ones are all far from what weights as drawn encode
+    return model.eval()
+
+
+def test_a_batch_changes_no_bit_of_tokens_and_volumes(model: VQVAE) -> None:
+    volumes = torch.rand(5, 8, 12, 4) * 2 - 1
+    tokens = model.encode(volumes)
+    decoded = model.decode(tokens, (8, 12, 4))
+    assert len(tokens.unique()) > 5
+    for row in range(5):
+        assert torch.equal(model.encode(volumes[row : row + 1])[0], tokens[row])
+        assert torch.equal(model.decode(tokens[row : row + 1], (8, 12, 4))[0], decoded[row])
+
+
+def test_encoding_and_decoding_is_the_forward_pass(model: VQVAE) -> None:
+    volumes = (torch.rand(2, 8, 8, 8) * 2 - 1) * 3
+    output = model(volumes)
+    assert torch.equal(model.encode(volumes), output.tokens)
+    expected = output.reconstruction.clamp(-1, 1)
+    # One volume at a time against two.
+    torch.testing.assert_close(model.decode(output.tokens, (8, 8, 8)), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 4), (8, 4, 12), (20, 16, 12)])
+def test_any_size_that_the_factor_divides_has_the_tokens_of_its_scales(
+    model: VQVAE, shape: tuple[int, int, int]
+) -> None:
+    tokens = model.encode(torch.rand(1, *shape))
+    assert tokens.shape[1] == sum(x * y * z for x, y, z in model.config.scales(shape))
+    assert model.decode(tokens, shape).shape == (1, *shape)
+
+
+def test_sizes_that_it_does_not_divide_are_refused(model: VQVAE) -> None:
+    with pytest.raises(ModelError, match="a multiple of 4"):
+        model(torch.rand(1, 8, 10, 8))
+    with pytest.raises(ModelError, match="volumes come in a batch"):
+        model(torch.rand(8, 8, 8))
+
+
+def test_the_papers_grid_is_10_by_12_by_11() -> None:
+    assert VQVAEConfig().latent_shape((160, 192, 176)) == (10, 12, 11)
+    assert sum(x * y * z for x, y, z in VQVAEConfig().scales((160, 192, 176))) == 1536
+
+
+def test_computing_blocks_again_changes_no_gradient() -> None:
+    found = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        model = small_config(checkpoint=again).build().train()
+        output = model(torch.linspace(-1, 1, 512).sin().view(1, 8, 8, 8))
+        (output.reconstruction.square().mean() + output.quantiser_loss.mean()).backward()
+        found.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_it_learns_to_reconstruct_two_volumes() -> None:
+    torch.manual_seed(0)
+    x, y, z = torch.meshgrid(*(torch.linspace(-1, 1, 8),) * 3, indexing="ij")
+    volumes = torch.stack([(x.square() + y.square() + z.square() < r).float() * 2 - 1 for r in (0.4, 0.8)])
+    model = small_config(channels=8, norm_groups=4).build().train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    errors = []
+    for _ in range(80):
+        output = model(volumes)
+        error = absolute_error(output.reconstruction, volumes)
+        optimizer.zero_grad()
+        (error + output.quantiser_loss).mean().backward()
+        optimizer.step()
+        errors.append(float(error.detach().mean()))
+    assert errors[-1] < errors[0] / 3
+    assert not torch.equal(*model.eval().encode(volumes))
+
+
+@pytest.mark.parametrize("kind", ["least_squares", "hinge"])
+def test_the_discriminator_is_to_tell_real_from_made(kind: str) -> None:
+    low, high = torch.zeros(1, 2, 2, 2), torch.ones(1, 2, 2, 2)
+    assert judge_real(high, kind) < judge_real(low, kind)
+    assert judge_made(low, kind) < judge_made(high, kind)
+    assert deceive(high, kind) < deceive(low, kind)
+    assert float(judge_real(high, kind)) == 0
+
+
+def test_the_adversarys_gradient_reaches_the_volume_and_not_the_discriminator() -> None:
+    discriminator, volume = PatchDiscriminator(4), torch.randn(1, 20, 20, 20, requires_grad=True)
+    scores = score_frozen(discriminator, volume)
+    torch.testing.assert_close(scores, discriminator(volume))
+    deceive(scores, "hinge").sum().backward()
+    assert volume.grad.abs().max() > 0
+    assert all(parameter.grad is None for parameter in discriminator.parameters())
+
+
+def test_a_score_sees_a_patch_of_34_voxels() -> None:
+    discriminator, volume = PatchDiscriminator(2), torch.randn(1, 80, 20, 20, requires_grad=True)
+    for module in discriminator.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.forward = lambda maps: maps  # means over the volume would see all of it
+    scores = discriminator(volume)
+    scores[0, scores.shape[1] // 2].sum().backward()
+    seen = volume.grad.abs().sum((0, 2, 3)).nonzero()
+    assert int(seen.max() - seen.min()) + 1 == 34
+
+
+def test_balanced_the_adversary_pulls_as_hard_as_the_other_terms_on_every_volume() -> None:
+    volume = torch.randn(3, 4, 4, 4, requires_grad=True)
+    own, adversary = volume.square().flatten(1).sum(1), torch.tensor([1.0, 50, 0.7]) * volume.flatten(1).sum(1)
+    weights = balance_gradients(own, adversary, volume)
+    # Of an adversary that hardly pulls, not more than so many times what it does.
+    assert (balance_gradients(own, 1e-9 * adversary, volume) <= 1e4).all()
+    pull = torch.autograd.grad((weights * adversary).sum(), volume)[0].flatten(1).norm(dim=1)
+    torch.testing.assert_close(pull, (2 * volume).detach().flatten(1).norm(dim=1), rtol=2e-3, atol=0)
+
+
+def test_the_perceptual_distance_is_of_each_volume_by_itself_and_0_of_equals() -> None:
+    distance = PerceptualDistance(VQVAELossConfig(perceptual_weight=1.0))
+    one, other = torch.rand(2, 2, 36, 34, 33).unbind(0)
+    both = distance(one, other)
+    assert torch.equal(distance(one, one), torch.zeros(2))
+    for row in range(2):
+        torch.testing.assert_close(distance(one[row : row + 1], other[row : row + 1])[0], both[row])
+    nearer = one + 0.1 * (other - one)
+    assert (distance(one, nearer) < both).all()
+
+
+def test_a_perceptual_network_that_timm_has_not_is_refused() -> None:
+    with pytest.raises(ModelError, match="timm has no such network"):
+        PerceptualDistance(VQVAELossConfig(perceptual_network="no_such_network"))
+    with pytest.raises(ModelError, match="do not fit"):
+        PerceptualDistance(VQVAELossConfig(), {"conv1.weight": torch.zeros(64, 3, 7, 7)})
+
+
+def test_settings_without_meaning_are_refused() -> None:
+    with pytest.raises(ConfigError, match="weights are none"):
+        VQVAELossConfig(l1_weight=0.0)
+    with pytest.raises(ConfigError, match="too small"):
+        VQVAEConfig(multipliers=())
