@@ -133,7 +133,7 @@ def test_computing_blocks_again_changes_no_gradient() -> None:
 
 def test_it_learns_to_reconstruct_two_volumes() -> None:
     torch.manual_seed(0)
-    x, y, z = torch.meshgrid(*(torch.linspace(-1, 1, 8),) * 3, indexing="ij")
+    x, y, z = torch.meshgrid(*(torch.linspace(-1, 1, 16),) * 3, indexing="ij")
     volumes = torch.stack([(x.square() + y.square() + z.square() < r).float() * 2 - 1 for r in (0.4, 0.8)])
     model = small_config(channels=8, norm_groups=4).build().train()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
