@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from neuroray.platform.baselines.errors import BaselineError
-from neuroray.platform.data.labels import LabelError, read_number, read_text
+from neuroray.platform.data.labels import LabelError, parse_condition, read_number, read_text
 from neuroray.platform.data.splits import SIDES, Side, Split, SplitConfig, split_subjects
 from neuroray.storage.records import ScanRecord
 from neuroray.storage.store import ScanStore
@@ -181,9 +181,10 @@ def learn_from(question: Question, store: ScanStore, condition: str) -> Question
     Raises:
         BaselineError: no condition, or a side of a fold on which nobody fulfils it.
     """
-    column, mark, wanted = condition.partition("=")
-    if not (column and mark and wanted):
-        raise BaselineError("whom to fit on is no condition", given=condition, expected="COLUMN=VALUE")
+    try:
+        column, wanted = parse_condition(condition)
+    except LabelError as fault:
+        raise BaselineError(fault.fault, given=fault.given, expected=fault.expected) from fault
     learners = frozenset(record.scan_id for record in store.records() if read_text(record, column) == wanted)
     asked = dataclasses.replace(question, learned_from=condition, learners=learners)
     for index, split in asked.folds:

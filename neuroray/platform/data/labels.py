@@ -62,6 +62,18 @@ def read_number(record: Labelled, name: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def parse_condition(text: str) -> tuple[str, str]:
+    """Column and value of a condition such as `diagnosis=control`.
+
+    Raises:
+        LabelError: it is none.
+    """
+    column, mark, wanted = text.partition("=")
+    if not (column and mark and wanted):
+        raise LabelError("whom to learn from is no condition", given=text, expected="COLUMN=VALUE")
+    return column, wanted
+
+
 def _find(record: Labelled, name: str) -> Any:
     if hasattr(record, name):
         return getattr(record, name)

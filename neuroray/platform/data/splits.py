@@ -16,7 +16,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from neuroray.config import Config
 from neuroray.errors import NeurorayError
-from neuroray.platform.data.labels import LabelError, read_class, read_number
+from neuroray.platform.data.labels import LabelError, parse_condition, read_class, read_number, read_text
 from neuroray.platform.data.plan import KeyedPermutation
 
 _FORMAT = 1
@@ -74,6 +74,8 @@ class SplitConfig(Config):
         hold_out: `people` deals people into parts; `site` makes everybody of one site the test side of a fold, the
             sites in order of name, of which there must be `num_folds`. People who were scanned at that site and at
             another, or whose relatives were, are left out of the other sides.
+        learn_from: As diagnosis=control: only these are trained and selected on, while everybody of the test side is
+            judged. What a brain age gap of patients needs; others of those two sides are left out.
     """
 
     num_parts: int = 10
@@ -87,6 +89,7 @@ class SplitConfig(Config):
     keep_unlabelled: bool = False
     shuffle_labels_seed: int | None = None
     hold_out: Literal["people", "site"] = "people"
+    learn_from: str | None = None
 
     def __post_init__(self) -> None:
         if min(self.test_parts, self.val_parts, self.num_folds) < 1:
@@ -107,6 +110,11 @@ class SplitConfig(Config):
             )
         if not 0 <= self.fold < self.num_folds:
             raise SplitError("no such fold", given=self.fold, expected=f"0 to {self.num_folds - 1}")
+        if self.learn_from is not None:
+            try:
+                parse_condition(self.learn_from)
+            except LabelError as fault:
+                raise SplitError(fault.fault, given=fault.given, expected=fault.expected) from fault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +122,7 @@ class Split:
     """The scans of one fold, by id and in sorted order, and the labels with which they were dealt.
 
     Attributes:
-        left_out: Scans without a label, which are on no side.
+        left_out: Scans on no side: without a label, or not to be learned from.
         labels: The class, or number, of every scan on a side that has one; shuffled, where the configuration says so.
         bins: For a label that is a measure, or not known of everybody: as what each scan was dealt.
         catalogue_version: Of the store that the records came from; None where it was not given.
@@ -142,6 +150,19 @@ class Split:
     def side(self, name: Side) -> tuple[str, ...]:
         """The scans of one side."""
         return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+    def tell_left_out(self, what: str) -> list[str]:
+        """A sentence for each reason for which scans are on no side.
+
+        Args:
+            what: Name of the label.
+        """
+        labelled = sum(scan_id in self.labels for scan_id in self.left_out)
+        why = "are of no known site, or of people (or relatives of people) who are judged at another"
+        if self.config.learn_from:
+            why = f"are not learned from ({self.config.learn_from})"
+        told = {f"have no {what}": len(self.left_out) - labelled, why: labelled}
+        return [f"{number} scans {reason} and are left out" for reason, number in told.items() if number]
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Scans per class, or per bin of a measure, for each side."""
@@ -226,6 +247,9 @@ def split_subjects(
         left_out = sorted([*left_out, *homeless])
     else:
         sides = _sides_of(_deal(bins or labels, groups, config), config)
+    if config.learn_from is not None:
+        sides, others = _keep_learners(ordered, sides, config.learn_from)
+        left_out = sorted([*left_out, *others])
     split = Split(
         config=config,
         **sides,
@@ -348,6 +372,26 @@ def _hold_site_out(
         "train": tuple(sorted(scan_id for part in parts[config.val_parts :] for scan_id in part)),
     }
     return sides, [scan_id for scan_id in dealt_as if scan_id not in rest and scan_id not in sides["test"]]
+
+
+def _keep_learners(
+    ordered: Sequence[LabelledScan], sides: Mapping[Side, tuple[str, ...]], condition: str
+) -> tuple[dict[Side, tuple[str, ...]], list[str]]:
+    """The sides with nobody to learn from but those of the condition, and who is thereby on none."""
+    column, wanted = parse_condition(condition)
+    learners = {record.scan_id for record in ordered if read_text(record, column) == wanted}
+    kept: dict[Side, tuple[str, ...]] = {
+        side: ids if side == "test" else tuple(one for one in ids if one in learners) for side, ids in sides.items()
+    }
+    empty = [side for side, ids in kept.items() if not ids]
+    if empty:
+        values = sorted({read_text(record, column) or "unknown" for record in ordered})
+        raise SplitError(
+            f"nobody on the {' and '.join(empty)} side is {condition}",
+            given=f"{column}: {', '.join(values[:8])}",
+            fix="name a column and a value of the store: --split.learn-from diagnosis=control",
+        )
+    return kept, [one for side, ids in sides.items() for one in ids if one not in kept[side]]
 
 
 def _refuse_missing_class(split: Split) -> None:

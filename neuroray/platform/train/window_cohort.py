@@ -58,9 +58,8 @@ def prepare_window_cohort(
         targets = tuple(_make_target(name, labels[name], split, regress, balanced=balanced) for name in names)
     except (LabelError, TargetError) as fault:
         raise RecipeError(fault.fault, given=fault.given, expected=fault.expected, fix=fault.fix) from fault
-    if split.left_out:
-        what = " or ".join(names) or split.config.stratify_by
-        logger.warning("%d scans have no %s and are left out", len(split.left_out), what)
+    for sentence in split.tell_left_out(" or ".join(names) or str(split.config.stratify_by)):
+        logger.warning("%s", sentence)
     _require_spread(store, [*split.train, *split.val, *split.test])
     facts = _describe_runs(records, split)
     _tell_of_runs(records, facts)

@@ -326,3 +326,36 @@ def test_as_many_folds_as_sites_are_asked_for_and_scans_without_a_site_are_left_
     lost = [replace(record, site=None) if index == 0 else record for index, record in enumerate(records)]
     split = split_subjects(lost, SplitConfig(num_parts=5, num_folds=3, hold_out="site"))
     assert "sub-000" in split.left_out
+
+
+def make_aged() -> list[Record]:
+    return [
+        replace(record, extra={"age": str(20 + index)}, diagnosis="control" if index % 2 else "patient")
+        for index, record in enumerate(make_cohort())
+    ]
+
+
+def test_only_controls_are_learned_from_and_everybody_is_judged() -> None:
+    records = make_aged()
+    plain = SplitConfig(stratify_by="age", num_bins=2, num_parts=5)
+    controls = {record.scan_id for record in records if record.diagnosis == "control"}
+    tested: list[str] = []
+    for fold in range(5):
+        everybody = split_subjects(records, replace(plain, fold=fold))
+        split = split_subjects(records, replace(plain, fold=fold, learn_from="diagnosis=control"))
+        assert split.test == everybody.test
+        assert set(split.train) == set(everybody.train) & controls
+        assert set(split.val) == set(everybody.val) & controls
+        assert sorted([*split.train, *split.val, *split.test, *split.left_out]) == sorted(everybody.labels)
+        (sentence,) = split.tell_left_out("age")
+        assert sentence.startswith(f"{len(split.left_out)} scans are not learned from (diagnosis=control)")
+        assert Split.from_json(split.to_json()) == split
+        tested += split.test
+    assert set(tested) - controls
+
+
+def test_whom_to_learn_from_must_be_a_condition_that_somebody_meets() -> None:
+    with pytest.raises(SplitError, match=r"no condition.*COLUMN=VALUE"):
+        SplitConfig(learn_from="control")
+    with pytest.raises(SplitError, match=r"val and train side is diagnosis=healthy.*control, patient"):
+        split_subjects(make_aged(), SplitConfig(stratify_by="age", num_bins=3, learn_from="diagnosis=healthy"))

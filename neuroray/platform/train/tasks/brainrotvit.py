@@ -261,8 +261,8 @@ def _describe_people(records: Sequence[ScanRecord], split: Split, numbers: dict[
 
 
 def _tell_of_people(split: Split, facts: dict[str, Any], target: str) -> None:
-    if split.left_out:
-        logger.warning("%d scans have no %s and are left out", len(split.left_out), target)
+    for sentence in split.tell_left_out(target):
+        logger.warning("%s", sentence)
     unknown = sum(count for sex, count in facts["num_by_sex"].items() if sex not in ("M", "F"))
     if unknown:
         logger.warning("%d training scans have no sex; they count as halfway between both", unknown)

@@ -86,8 +86,8 @@ class DinoAtten3DTask:
         profile = find_common_profile(store, records)
         split = split_subjects(records, self._recipe.split, catalogue_version=store.version)
         _require_classes(split, self._recipe)
-        if split.left_out:
-            logger.warning("%d scans have no %s and are left out", len(split.left_out), self._recipe.data.target)
+        for sentence in split.tell_left_out(self._recipe.data.target):
+            logger.warning("%s", sentence)
         features = feature_fingerprint(self._recipe.model)
         require_features(store, split, features, self._recipe)
         return Cohort(
