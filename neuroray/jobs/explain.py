@@ -35,6 +35,7 @@ Method = Literal[
     "integrated_gradients",
     "grad_x_token",
     "rollout",
+    "paper_fused",
 ]
 
 
@@ -57,7 +58,7 @@ class Args:
     method: Method | None = None
     """How. Models of slices: slice attention (when not given), slice times patch attention, gradient times input, or
     leaving slices out. Models of runs: Integrated Gradients. Models that tell a measure from slices: gradient times
-    token (when not given), or attention rollout."""
+    token (when not given), attention rollout, or the fused scores that BrainRotViT was released with."""
 
     target: str | None = None
     """The class to explain, the likeliest when not given; of a model of runs a target or a class of one."""

@@ -2,44 +2,94 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuroray.jobs.explained_scan import find_scan
+from neuroray.jobs.explained_scan import ExplainedScan, find_scan
 from neuroray.platform.evaluate.slice_measure import SliceMeasureModel
 from neuroray.platform.evaluate.style import to_png
-from neuroray.platform.explain.measure_figures import draw_measure_map, draw_slices
-from neuroray.platform.explain.measure_maps import MeasureExplanation, explain_measure
+from neuroray.platform.explain.measure_figures import draw_cascade, draw_measure_map, draw_slices
+from neuroray.platform.explain.measure_maps import ADDING_UP, MeasureExplanation, compare_sums, explain_measure
+from neuroray.platform.explain.measure_parts import share_parts
 from neuroray.platform.explain.overlay import BACKDROP
+from neuroray.platform.explain.randomisation import check_weights, slice_model_stages
+from neuroray.platform.explain.runs import Share
 from neuroray.storage.nifti import write_map
 from neuroray.storage.profiles import lay_back
+from neuroray.storage.profiles.agreement import read_model_profile
 
 if TYPE_CHECKING:
     from neuroray.jobs.explain import Args
 
+_REGIONS_TOLD = 20
+
 
 def explain_one(args: Args, model: SliceMeasureModel, out: Path) -> dict[str, Any]:
-    """One scan: its map, its slices and its sums."""
+    """One scan: its map, its slices, its parts and its sums, and the check by scrambled weights."""
     given = find_scan(args.scan, args.store, args.subject, model.card)
-    sex = args.sex or given.sex
-    found = explain_measure(model, given.scan, method=args.method or "grad_x_token", sex=sex)
-    described = {"sex": sex} | found.to_json()
-    write_map(found.values, given.scan, out / "map.nii.gz", overwrite=True)
+    method, sex = args.method or "grad_x_token", args.sex or given.sex
+
+    def explain(module: Any) -> MeasureExplanation:
+        return explain_measure(dataclasses.replace(model, module=module), given.scan, method=method, sex=sex)
+
+    found = explain(model.module)
+    described = {"sex": sex} | found.to_json() | _write_maps(found, given, out)
+    described |= describe_parts(share_parts(found, given.scan.affine), model)
     (out / "overlay.png").write_bytes(to_png(draw_measure_map(given.scan, found), background=BACKDROP))
     (out / "slices.png").write_bytes(to_png(draw_slices(found)))
-    if given.to_template is not None:
-        native = lay_back(found.values, given.scan.affine, given.to_template)
-        write_map(native.voxels, native, out / "map_native.nii.gz", overwrite=True)
+    if not args.skip_checks:
+        stages = slice_model_stages(model.module)
+        correlations = check_weights(model.module, explain, seed=args.seed, stages=stages, found=found)
+        described["checks"] = {"seed": args.seed, "map_correlation_after_scrambling": correlations}
+        (out / "checks.png").write_bytes(to_png(draw_cascade(correlations, is_signed=found.is_signed)))
     return described | {"text": _tell(found, described, out)}
+
+
+def describe_parts(parts: Mapping[str, list[Share]], model: SliceMeasureModel) -> dict[str, Any]:
+    """Tissues and networks, the first regions, and how sure it is that they lie where the template has them."""
+    described = {kind: [dataclasses.asdict(share) for share in shares] for kind, shares in parts.items()}
+    described["regions"] = described["regions"][:_REGIONS_TOLD]
+    return {"space_assumed": tell_space(model), **described}
+
+
+def tell_space(model: SliceMeasureModel) -> str:
+    """What regions, and maps of several people together, take for granted."""
+    profile = read_model_profile(model.card).name
+    if profile == "mni_affine":
+        return "MNI152, to which the profile mni_affine has brought the scan"
+    return f"MNI152, by the affine; the profile {profile} does not see to it"
+
+
+def _write_maps(found: MeasureExplanation, given: ExplainedScan, out: Path) -> dict[str, Any]:
+    write_map(found.values, given.scan, out / "map.nii.gz", overwrite=True)
+    if given.to_template is None:
+        return {}
+    adds_up = found.method in ADDING_UP
+    native = lay_back(found.values, given.scan.affine, given.to_template, as_amounts=adds_up)
+    write_map(native.voxels, native, out / "map_native.nii.gz", overwrite=True)
+    if not adds_up:
+        return {}
+    # Interpolated, and cut off where the native grid ends: how much that takes is told.
+    total = float(native.voxels.sum(dtype=float))
+    return {"map_native": {"sum": total, "completeness_error": compare_sums(native.voxels, found.patches)}}
 
 
 def _tell(found: MeasureExplanation, described: dict[str, Any], out: Path) -> str:
     said = "" if found.answer is None else f" {found.answer:.4g} {found.unit}".rstrip()
-    lines = [
-        f"{found.target}{said}, by {found.method}: {found.quantity}",
-        f"  completeness error {described['completeness_error']:.1e}, "
-        f"of the map {described['map_completeness_error']:.1e}",
-        f"  the map sums to {described['map']['sum']:.4g}; "
-        f"class tokens and registers hold {described['prefix_tokens']['sum']:.4g}",
-    ]
+    lines = [f"{found.target}{said}, by {found.method}: {found.quantity}"]
+    if found.method in ADDING_UP:
+        lines += [
+            f"  completeness error {described['completeness_error']:.1e}, "
+            f"of the map {described['map_completeness_error']:.1e}",
+            f"  the map sums to {described['map']['sum']:.4g}; "
+            f"class tokens and registers hold {described['prefix_tokens']['sum']:.4g}",
+        ]
+    lines += [f"  {share['name']:<30}{share['density']:.2f} times its size's part" for share in described["tissues"]]
+    lines.append(f"  tissues lie where they do if the scan is in {described['space_assumed']}")
+    if "checks" in described:
+        for stage, value in described["checks"]["map_correlation_after_scrambling"].items():
+            told = "constant" if value["values"] is None else f"{value['values']:.2f}"
+            lines.append(f"  with weights scrambled down to {stage}: map correlation {told}")
     return "\n".join([*lines, f"written to {out / 'map.nii.gz'} and beside it"])

@@ -46,7 +46,16 @@ def test_a_file_gets_a_map_on_its_own_grid_that_adds_up(method, store: ScanStore
     assert total == pytest.approx(whole, abs=1e-4 * scale)
     assert described["method"] == (method or "grad_x_token")
     assert "completeness error" in answer["text"]
-    for name in ("overlay.png", "slices.png"):
+    names = [share["name"] for share in described["tissues"]]
+    assert {"white matter", "ventricles"} <= set(names)
+    assert sum(share["total"] for share in described["tissues"]) == pytest.approx(
+        described["map"]["sum"], abs=1e-5 * scale
+    )
+    assert "does not see to it" in described["space_assumed"]
+    checked = described["checks"]["map_correlation_after_scrambling"]
+    assert next(iter(checked)) == "head"
+    assert (checked["head"]["values"] > 0.999) == (method == "rollout")
+    for name in ("overlay.png", "slices.png", "checks.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "out/map_native.nii.gz").exists()
 
@@ -68,5 +77,5 @@ def test_a_stored_scan_is_explained_as_its_file_and_its_sex_is_known(store: Scan
 
 def test_what_does_not_fit_is_refused_with_what_does(store: ScanStore, run: Path, tmp_path: Path) -> None:
     shared = {"run": str(run), "store": store.uri, "subject": "003", "out": str(tmp_path)}
-    with pytest.raises(NeurorayError, match="grad_x_token, rollout"):
+    with pytest.raises(NeurorayError, match="grad_x_token, rollout, paper_fused"):
         explain.run(explain.Args(**shared, method="occlusion"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,6 +14,20 @@ from neuroray.errors import NeurorayError
 
 class ExplainError(NeurorayError, ValueError):
     """A map that cannot be made: an unknown method or class, or a backbone without what the method reads."""
+
+
+class SignedMap(Protocol):
+    """What parts of the brain are measured in, whatever the model."""
+
+    @property
+    def values(self) -> Float[np.ndarray, "x y z"]:
+        """What each voxel adds, signed."""
+        ...
+
+    @property
+    def magnitudes(self) -> Float[np.ndarray, "x y z"]:
+        """What each voxel adds or takes, whichever."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -35,4 +37,24 @@ def draw_slices(found: MeasureExplanation) -> Figure:
     axes.legend(loc="best")
     title = f"What each slice adds to {found.target}" if found.is_signed else "Where the vectors come from"
     axes.set_title(title, pad=10)
+    return figure
+
+
+@styled
+def draw_cascade(correlations: Mapping[str, Mapping[str, float | None]], *, is_signed: bool) -> Figure:
+    """How much of the map is left while weights are scrambled from the answer down to the pictures."""
+    figure = Figure(figsize=(7.2, 3.1))
+    axes = figure.subplots()
+    places = range(len(correlations) + 1)
+    drawn = [("values", SERIES[1], "signed map" if is_signed else "map")]
+    drawn += [("magnitudes", SERIES[0], "magnitudes")] if is_signed else []
+    for name, colour, label in drawn:
+        # A constant map has no correlation, and leaves a gap.
+        points = np.array([1.0, *(value[name] for value in correlations.values())], dtype=float)
+        axes.plot(places, points, color=colour, lw=1.2, marker="o", ms=4, label=label)
+    axes.axhline(0, color=INK, lw=0.6)
+    axes.set(xticks=places, ylim=(-1.05, 1.05), ylabel="Rank correlation with the map")
+    axes.set_xticklabels(["as trained", *correlations], rotation=30, ha="right")
+    axes.legend(loc="best")
+    axes.set_title("The map after scrambling all weights down to here", pad=10)
     return figure

@@ -11,8 +11,9 @@ from jaxtyping import Float
 
 from neuroray.platform.evaluate.slice_measure import SliceMeasureModel
 from neuroray.platform.explain.maps import ExplainError
+from neuroray.platform.explain.released_maps import fuse_as_released
 from neuroray.platform.explain.token_maps import cut_pictures, multiply_tokens, roll_out_patches
-from neuroray.platform.models.layers.resampled_maps import deal_out
+from neuroray.platform.models.layers.resampled_maps import deal_out, paint
 from neuroray.platform.models.layers.resampled_slices import ResampledStack
 from neuroray.platform.models.layers.slices import slice_positions_mm
 from neuroray.storage.scan import Scan
@@ -20,8 +21,11 @@ from neuroray.storage.scan import Scan
 MEASURE_METHODS = {
     "grad_x_token": "what a voxel adds to the answer, to first order",
     "rollout": "share of the voxel in the encoder's vectors by attention",
+    "paper_fused": "the released score of the patch, 0 to 1 within its slice",
 }
 """Each method, and what a value of its map is."""
+ADDING_UP = ("grad_x_token", "rollout")
+"""Those whose values are amounts in a voxel, with a sum that means something."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +108,11 @@ def explain_measure(
     stack = cut_pictures(model, scan)
     target, config = model.targets[0], model.module.config.slices
     answer, patches, facts = _METHODS[method](model, stack, sex)
-    values = deal_out(patches, stack.box, scan.grid_shape, config)
-    facts |= {"map_completeness_error": _compare_sums(values, patches), "mirror": _tell_mirror(model, method)}
+    adds_up = method in ADDING_UP
+    values = (deal_out if adds_up else paint)(patches, stack.box, scan.grid_shape, config)
+    if adds_up:
+        facts |= {"map_completeness_error": compare_sums(values, patches)}
+    facts |= {"mirror": _tell_mirror(model, method)}
     unit = f" ({target.unit})" if target.unit and method == "grad_x_token" else ""
     return MeasureExplanation(
         method=method,
@@ -119,6 +126,12 @@ def explain_measure(
         position_mm=slice_positions_mm(scan.grid_shape, scan.affine, config, stack.place.cpu().double().numpy()),
         facts=facts,
     )
+
+
+def compare_sums(values: Float[np.ndarray, "x y z"], patches: Float[np.ndarray, "slice row column"]) -> float:
+    """How far a file's sum is from the patches', relative to the patches' magnitudes."""
+    scale = float(np.abs(patches).sum())
+    return abs(float(values.astype(np.float32).sum(dtype=np.float64)) - float(patches.sum())) / scale if scale else 0.0
 
 
 _Found = tuple[float | None, np.ndarray, dict[str, Any]]
@@ -152,16 +165,16 @@ def _by_rollout(model: SliceMeasureModel, stack: ResampledStack, sex: str | None
     return None, patches, facts
 
 
-_METHODS = {"grad_x_token": _by_gradient, "rollout": _by_rollout}
+def _as_released(model: SliceMeasureModel, stack: ResampledStack, sex: str | None) -> _Found:
+    del sex
+    told = "scores within a slice; neither signs nor sums mean anything, see docs/explain.md"
+    return None, fuse_as_released(model, stack.images), {"caution": told}
 
 
-def _compare_sums(values: Float[np.ndarray, "x y z"], patches: Float[np.ndarray, "slice row column"]) -> float:
-    """How far the file's sum is from the patches', relative to the patches' magnitudes."""
-    scale = float(np.abs(patches).sum())
-    return abs(float(values.astype(np.float32).sum(dtype=np.float64)) - float(patches.sum())) / scale if scale else 0.0
+_METHODS = {"grad_x_token": _by_gradient, "rollout": _by_rollout, "paper_fused": _as_released}
 
 
 def _tell_mirror(model: SliceMeasureModel, method: str) -> str:
-    if method == "grad_x_token" and model.module.config.mirror:
+    if method in ("grad_x_token", "paper_fused") and model.module.config.mirror:
         return "the answer is the mean over the map and its mirror image, and so is its gradient"
     return "not mirrored"

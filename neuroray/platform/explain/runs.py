@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from neuroray.platform.data.atlas import label_networks, label_regions
 from neuroray.platform.explain.integrated import REFERENCES, IntegratedConfig, Score, attribute_window
-from neuroray.platform.explain.maps import ExplainError
+from neuroray.platform.explain.maps import ExplainError, SignedMap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +149,7 @@ def explain_run(
 
 
 def share_by_network(
-    explanation: RunExplanation, affine: Float[np.ndarray, "4 4"], *, reach_mm: float = 10.0
+    explanation: SignedMap, affine: Float[np.ndarray, "4 4"], *, reach_mm: float = 10.0
 ) -> list[Share]:
     """Shares of the functional networks of Seitzman et al. 2020, largest density first.
 
@@ -160,20 +160,18 @@ def share_by_network(
     return share_by_label(explanation, labels, names)
 
 
-def share_by_region(
-    explanation: RunExplanation, affine: Float[np.ndarray, "4 4"], *, reach_mm: float = 10.0
-) -> list[Share]:
+def share_by_region(explanation: SignedMap, affine: Float[np.ndarray, "4 4"], *, reach_mm: float = 10.0) -> list[Share]:
     """Shares of the 300 regions of Seitzman et al. 2020; as `share_by_network`."""
     x, y, z = explanation.values.shape
     labels, names = label_regions((x, y, z), affine, reach_mm=reach_mm)
     return share_by_label(explanation, labels, names)
 
 
-def share_by_label(explanation: RunExplanation, labels: Int[np.ndarray, "x y z"], names: Sequence[str]) -> list[Share]:
-    """Shares of any parts on the run's grid, largest density first; parts without a voxel are left out.
+def share_by_label(explanation: SignedMap, labels: Int[np.ndarray, "x y z"], names: Sequence[str]) -> list[Share]:
+    """Shares of any parts on the map's grid, largest density first; parts without a voxel are left out.
 
     Args:
-        explanation: The run's.
+        explanation: The map.
         labels: The part of each voxel, counted from 1; 0 is in none.
         names: Of the parts.
 

@@ -63,7 +63,24 @@ def carry_back(
     )
 
 
-def lay_back(values: Num[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"], transform: TemplateTransform) -> Scan:
-    """`carry_back`, as a scan on the native grid that `write_map` lays over the file the person's scan came from."""
+def lay_back(
+    values: Num[np.ndarray, "x y z"],
+    affine: Float[np.ndarray, "4 4"],
+    transform: TemplateTransform,
+    *,
+    as_amounts: bool = False,
+) -> Scan:
+    """`carry_back`, as a scan on the native grid that `write_map` lays over the file the person's scan came from.
+
+    Args:
+        values: The map.
+        affine: Its voxel indices to world (template) in mm.
+        transform: As stored with the scan.
+        as_amounts: Values are amounts in a voxel, whose sum means something: each is multiplied by how many voxels of
+            the map a native one holds, so that the sum stays, but for what interpolation and the grid's edge take.
+    """
     native = transform.native
-    return Scan(voxels=carry_back(values, affine, transform), affine=native.affine, source=native.source)
+    carried = carry_back(values, affine, transform)
+    if as_amounts:
+        carried = carried * np.float32(abs(np.linalg.det(np.linalg.inv(affine) @ transform.affine @ native.affine)))
+    return Scan(voxels=carried, affine=native.affine, source=native.source)

@@ -14,6 +14,7 @@ from torch import nn
 
 from neuroray.platform.explain.maps import ExplainError
 from neuroray.platform.explain.measure_maps import explain_measure
+from neuroray.platform.explain.randomisation import check_weights, slice_model_stages
 from neuroray.platform.explain.token_maps import cut_pictures, multiply_tokens, roll_out_patches
 from neuroray.platform.models.brainrotvit import BrainRotViTOutput
 from neuroray.platform.models.layers.encoder import SliceEncoderConfig
@@ -199,3 +200,42 @@ def test_a_run_has_no_such_map():
     run = Scan(voxels=np.stack([scan.voxels] * 3), affine=scan.affine, repetition_time_s=2.0)
     with pytest.raises(ScanError, match="time series"):
         explain_measure(build_measure_model(), run)
+
+
+def test_scrambled_weights_leave_little_of_the_map_from_the_head_on():
+    model, scan = build_measure_model(), draw_head_scan()
+    stages = slice_model_stages(model.module)
+    names = [name for name, _ in stages]
+    assert names[:3] == ["head", "block 6", "block 5"]
+    assert names[-1] == "tokens"
+    weights = {name: value.clone() for name, value in model.module.state_dict().items()}
+
+    def explain(module, method="grad_x_token"):
+        return explain_measure(dataclasses.replace(model, module=module), scan, method=method)
+
+    correlations = check_weights(model.module, explain, seed=0, stages=stages)
+    # Of 16 patches by 20 pictures, drawn at random: beyond 0.5 would be no chance.
+    assert all(abs(value["values"]) < 0.5 for value in correlations.values())
+    rollout = check_weights(model.module, lambda module: explain(module, "rollout"), seed=0, stages=stages)
+    # Rollout does not look at the head at all, which the check says.
+    assert rollout["head"]["values"] == pytest.approx(1, abs=1e-9)
+    assert abs(rollout["tokens"]["values"]) < 0.9
+    assert all(torch.equal(value, weights[name]) for name, value in model.module.state_dict().items())
+
+
+def test_a_deep_encoder_is_scrambled_in_a_few_groups_that_hold_every_block():
+    encoder = SliceEncoderConfig(backbone="vit_tiny_patch16_224", readout="mean")
+    model = build_measure_model(encoder=encoder, slices=dataclasses.replace(CONFIG.slices, image_size=32))
+    stages = slice_model_stages(model.module)
+    assert [name for name, _ in stages][:3] == ["head", "blocks 11-12", "blocks 9-10"]
+    parts = [part for _, parts in stages for part in parts]
+    blocks = {f"encoder.backbone.blocks.{number}" for number in range(12)}
+    assert {part for part in parts if ".blocks." in part} == blocks
+    scrambled = set()
+    for part in parts:
+        try:
+            found = model.module.get_submodule(part).parameters()
+        except AttributeError:
+            found = [getattr(model.module.encoder.backbone, part.rsplit(".", 1)[1], None)]
+        scrambled |= {id(tensor) for tensor in found}
+    assert {id(tensor) for tensor in model.module.parameters()} <= scrambled

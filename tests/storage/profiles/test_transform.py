@@ -59,3 +59,20 @@ def test_a_map_laid_back_lies_over_the_file_of_the_scan(tmp_path: Path):
     written: Any = nib.load(tmp_path / "map.nii.gz")
     np.testing.assert_allclose(written.affine, NATIVE, atol=1e-5)  # float32 in the header
     np.testing.assert_allclose(written.get_fdata(), voxels, atol=1e-5)  # float32
+
+
+def test_amounts_keep_their_sum_on_voxels_of_another_size():
+    """A blob well inside both grids: what a voxel holds grows with the voxel."""
+    grid = np.diag([2.0, 2.0, 2.0, 1.0])
+    grid[:3, 3] = (-70.0, -80.0, -30.0)
+    centre = (TO_TEMPLATE @ NATIVE @ [6.0, 8.0, 5.0, 1.0])[:3]
+    world = np.moveaxis(np.indices((80, 90, 60)), 0, -1) @ grid[:3, :3].T + grid[:3, 3]
+    # Smooth over several voxels of either grid, so that sums are integrals.
+    amounts = np.exp(-((world - centre) ** 2).sum(axis=-1) / (2 * 4.0**2))
+    laid = lay_back(amounts, grid, make_transform(), as_amounts=True)
+    assert laid.voxels.sum() == pytest.approx(amounts.sum(), rel=0.01)
+    plain = lay_back(amounts, grid, make_transform())
+    # A native voxel of 2 by 3 by 2.5 mm, grown by the transform, holds 2.09 of the map's.
+    assert laid.voxels.sum() / plain.voxels.sum() == pytest.approx(
+        15 / 8 * np.linalg.det(TO_TEMPLATE[:3, :3]), rel=1e-5
+    )
