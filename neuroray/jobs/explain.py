@@ -73,7 +73,7 @@ class Args:
     """Integrated Gradients: nodes on the way there."""
 
     group: int = 0
-    """Models of runs: explain so many of the run's test people and average, in place of one scan."""
+    """Models of runs or of a measure: explain so many of the run's test people and average, in place of one scan."""
 
     out: str | None = None
     """Where map.nii.gz, the pictures, explain.json and run.json go; RUN/explain when not given.
@@ -144,11 +144,11 @@ def _explain_windows(args: Args, model: WindowModel, out: Path) -> dict[str, Any
 
 
 def _explain_measure(args: Args, model: SliceMeasureModel, out: Path) -> dict[str, Any]:
+    from neuroray.jobs.explain_measure_group import explain_group
     from neuroray.jobs.explain_measures import explain_one
 
-    if args.group:
-        raise UsageError("no group maps of this model yet", given="--group")
-    return {"model": _describe_model(model), **explain_one(args, model, out)}
+    described = explain_group(args, model, out) if args.group else explain_one(args, model, out)
+    return {"model": _describe_model(model), **described}
 
 
 def _check_named(args: Args) -> None:

@@ -23,7 +23,7 @@ from neuroray.storage.profiles.agreement import read_model_profile
 if TYPE_CHECKING:
     from neuroray.jobs.explain import Args
 
-_REGIONS_TOLD = 20
+REGIONS_TOLD = 20
 
 
 def explain_one(args: Args, model: SliceMeasureModel, out: Path) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def explain_one(args: Args, model: SliceMeasureModel, out: Path) -> dict[str, An
 def describe_parts(parts: Mapping[str, list[Share]], model: SliceMeasureModel) -> dict[str, Any]:
     """Tissues and networks, the first regions, and how sure it is that they lie where the template has them."""
     described = {kind: [dataclasses.asdict(share) for share in shares] for kind, shares in parts.items()}
-    described["regions"] = described["regions"][:_REGIONS_TOLD]
+    described["regions"] = described["regions"][:REGIONS_TOLD]
     return {"space_assumed": tell_space(model), **described}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neuroray.jobs.cli import UsageError
+from neuroray.jobs.explained_scan import choose_people
 from neuroray.jobs.logs import progress
-from neuroray.platform.data.splits import Split
+from neuroray.platform.evaluate.number_evidence import name_group
 from neuroray.platform.evaluate.style import to_png
 from neuroray.platform.evaluate.window_model import WindowModel
 from neuroray.platform.explain.groups import average_maps, average_shares
@@ -73,7 +73,7 @@ def explain_one(args: Args, model: WindowModel, out: Path) -> dict[str, Any]:
 
 def explain_group(args: Args, model: WindowModel, out: Path) -> dict[str, Any]:
     """Held-out people of a run: their mean map on the grid of the first, and networks with intervals over people."""
-    store, records = _choose_people(args)
+    store, records = choose_people(args.run, args.store, args.group)
     require_profile(records, model.card)
     config = IntegratedConfig(reference=args.reference, num_steps=args.num_steps)
     explanations = [
@@ -83,7 +83,7 @@ def explain_group(args: Args, model: WindowModel, out: Path) -> dict[str, Any]:
     affines = [np.array(record.affine).reshape(4, 4) for record in records]
     group = average_maps(explanations, affines)
     shares = [share_by_network(each, affine) for each, affine in zip(explanations, affines, strict=True)]
-    families = [f"family:{record.family_id}" if record.family_id else f"subject:{record.subject}" for record in records]
+    families = [name_group(record.subject, record.family_id) for record in records]
     networks = average_shares(shares, families, seed=args.seed)
     grid = Scan(voxels=np.zeros(group.values.shape, dtype=np.float32), affine=affines[0])
     for name in ("values", "magnitudes", "agreement"):
@@ -107,19 +107,6 @@ def explain_group(args: Args, model: WindowModel, out: Path) -> dict[str, Any]:
     best = next(iter(networks), None)
     told = f"; first among networks: {best}" if best else ""
     return described | {"text": f"{len(records)} runs explained{told}\nwritten to {out / 'group_values.nii.gz'}"}
-
-
-def _choose_people(args: Args) -> tuple[ScanStore, list[ScanRecord]]:
-    """As many test people as asked for, spread evenly over the split's order."""
-    run = Path(args.run)
-    fold = run if (run / "splits.json").is_file() else run / "fold-0"
-    if not (fold / "splits.json").is_file():
-        raise UsageError("a group is taken from a run's test people", given=str(run), expected="a RUN folder")
-    split = Split.read_json(fold / "splits.json")
-    recorded = json.loads((fold / "config.json").read_text()).get("data", {})
-    store = ScanStore(str(args.store or recorded.get("store")), version=split.catalogue_version)
-    places = np.unique(np.linspace(0, len(split.test) - 1, min(args.group, len(split.test))).round().astype(int))
-    return store, [store.record(split.test[place]) for place in places]
 
 
 def _find_run(store: ScanStore, wanted: str, model: WindowModel) -> ScanRecord:

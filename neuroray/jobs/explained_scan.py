@@ -1,15 +1,21 @@
-"""The scan that is explained: a file, or one of a store, prepared as those of the training were."""
+"""What is explained: a file or a scan of a store, prepared as those of the training were, or a run's test people."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from neuroray.jobs.cli import UsageError
+from neuroray.platform.data.splits import Split
 from neuroray.storage.nifti import read_scan
 from neuroray.storage.profiles import TemplateTransform, prepare
 from neuroray.storage.profiles.agreement import read_model_profile, require_profile
+from neuroray.storage.records import ScanRecord
 from neuroray.storage.scan import Scan, ScanError
 from neuroray.storage.store import ScanStore
 
@@ -52,3 +58,19 @@ def find_scan(path: str | None, store_uri: str | None, subject: str | None, card
     require_profile(wanted, card)
     scan_id = wanted[0].scan_id
     return ExplainedScan(scan=store.read(scan_id), to_template=store.read_to_template(scan_id), sex=wanted[0].sex)
+
+
+def choose_people(run: str, store_uri: str | None, number: int) -> tuple[ScanStore, list[ScanRecord]]:
+    """As many of a run's test people as asked for, spread evenly over the split's order, and the store they lie in.
+
+    Raises:
+        UsageError: a folder without a split.
+    """
+    folder = Path(run) if (Path(run) / "splits.json").is_file() else Path(run) / "fold-0"
+    if not (folder / "splits.json").is_file():
+        raise UsageError("a group is taken from a run's test people", given=run, expected="a RUN folder")
+    split = Split.read_json(folder / "splits.json")
+    recorded = json.loads((folder / "config.json").read_text()).get("data", {})
+    store = ScanStore(str(store_uri or recorded.get("store")), version=split.catalogue_version)
+    places = np.unique(np.linspace(0, len(split.test) - 1, min(number, len(split.test))).round().astype(int))
+    return store, [store.record(split.test[place]) for place in places]

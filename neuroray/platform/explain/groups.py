@@ -78,31 +78,34 @@ def lay_over(
 
 
 def average_shares(
-    shares: Sequence[Sequence[Share]], groups: Sequence[str], *, seed: int = 0, num_resamples: int = 2000
+    shares: Sequence[Sequence[Share]],
+    groups: Sequence[str],
+    *,
+    columns: Sequence[str] = ("density", "magnitude_fraction"),
+    seed: int = 0,
+    num_resamples: int = 2000,
 ) -> dict[str, dict[str, Estimate]]:
-    """Mean density and magnitude fraction of each network over people, with bootstrap intervals.
+    """Means of each network over people, with bootstrap intervals.
 
     Args:
         shares: Of each person; networks that somebody lacks are left out.
         groups: Family or person of each, drawn or left as a whole.
+        columns: Which numbers of a share, `density` among them.
         seed: Of the resamples.
         num_resamples: How many.
 
     Returns:
-        By network, largest mean density first: `density` and `magnitude_fraction`.
+        By network, largest mean density first: the columns.
     """
     tables = [{share.name: share for share in person} for person in shares]
     names = set.intersection(*(set(table) for table in tables)) if tables else set()
     resamples = draw_resamples(groups, [0] * len(groups), seed=seed, num_resamples=num_resamples)
     found = {}
     for name in names:
-        columns = {
-            what: np.array([getattr(table[name], what) for table in tables])
-            for what in ("density", "magnitude_fraction")
-        }
+        of_people = {what: np.array([getattr(table[name], what) for table in tables]) for what in columns}
 
-        def weigh(weights: np.ndarray, columns: dict[str, np.ndarray] = columns) -> dict[str, Any]:
-            return {what: weights @ column / weights.sum(axis=1) for what, column in columns.items()}
+        def weigh(weights: np.ndarray, of_people: dict[str, np.ndarray] = of_people) -> dict[str, Any]:
+            return {what: weights @ column / weights.sum(axis=1) for what, column in of_people.items()}
 
         found[name] = estimate(weigh, resamples)
     return dict(sorted(found.items(), key=lambda item: (-item[1]["density"].value, item[0])))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from neuroray.platform.evaluate.intervals import Estimate
 from neuroray.platform.evaluate.style import INK, MUTED, SERIES, styled
-from neuroray.platform.explain.measure_maps import MeasureExplanation
+from neuroray.platform.explain.groups import GroupMap
+from neuroray.platform.explain.measure_maps import MEASURE_METHODS, MeasureExplanation
 from neuroray.platform.explain.overlay import VoxelMap, draw_map
 from neuroray.storage.scan import Scan
 
@@ -57,4 +60,46 @@ def draw_cascade(correlations: Mapping[str, Mapping[str, float | None]], *, is_s
     axes.set_xticklabels(["as trained", *correlations], rotation=30, ha="right")
     axes.legend(loc="best")
     axes.set_title("The map after scrambling all weights down to here", pad=10)
+    return figure
+
+
+def draw_group_map(anatomy: Scan, group: GroupMap, *, target: str, unit: str, method: str) -> Figure:
+    """The mean map of a group over its mean anatomy, without a face."""
+    of_unit = f" ({unit})" if unit and method == "grad_x_token" else ""
+    quantity = f"{target}: {MEASURE_METHODS[method]}{of_unit}, mean of {group.num_people} people"
+    return draw_map(anatomy, VoxelMap(values=group.values, quantity=quantity, is_signed=method == "grad_x_token"))
+
+
+@styled
+def draw_parts(
+    tissues: Mapping[str, Mapping[str, Estimate]], networks: Mapping[str, Mapping[str, Estimate]], num_people: int
+) -> Figure:
+    """Mean density of tissues and of networks over a group, with intervals."""
+    figure = Figure(figsize=(7.2, 3.6))
+    for axes, parts, name in zip(figure.subplots(1, 2), (tissues, networks), ("Tissues", "Networks"), strict=True):
+        for place, found in enumerate(parts.values()):
+            density = found["density"]
+            axes.plot([density.low, density.high], [place, place], color=SERIES[0], lw=1.4)
+            axes.scatter(density.value, place, s=24, color=SERIES[0], zorder=3)
+        axes.axvline(1, color=MUTED, lw=0.8, ls=(0, (4, 3)))
+        axes.set(yticks=range(len(parts)), xlabel="Importance over size", ylim=(len(parts) - 0.4, -0.6))
+        axes.set_yticklabels(list(parts))
+        axes.set_title(f"{name}, {num_people} people", pad=10)
+    return figure
+
+
+@styled
+def draw_decades(decades: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """What each tissue adds in the mean, decade by decade of age."""
+    figure = Figure(figsize=(7.2, 3.4))
+    axes = figure.subplots()
+    names = sorted({name for decade in decades.values() for name in decade["tissues"]})
+    for number, name in enumerate(names):
+        totals = [decade["tissues"].get(name, {}).get("total", np.nan) for decade in decades.values()]
+        axes.plot(range(len(decades)), totals, color=SERIES[number % len(SERIES)], lw=1.2, marker="o", ms=4, label=name)
+    axes.axhline(0, color=INK, lw=0.6)
+    axes.set(xticks=range(len(decades)), xlabel="Decade of age (people)", ylabel="Added in the mean")
+    axes.set_xticklabels([f"{decade}\n({one['num_people']})" for decade, one in decades.items()])
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes.set_title("What tissues add at each age", pad=10)
     return figure
