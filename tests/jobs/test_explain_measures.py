@@ -79,3 +79,30 @@ def test_what_does_not_fit_is_refused_with_what_does(store: ScanStore, run: Path
     shared = {"run": str(run), "store": store.uri, "subject": "003", "out": str(tmp_path)}
     with pytest.raises(NeurorayError, match="grad_x_token, rollout, paper_fused"):
         explain.run(explain.Args(**shared, method="occlusion"))
+
+
+@pytest.mark.parametrize("method", [None, "paper_fused"])
+def test_a_group_of_test_people_has_mean_maps_by_decade(method, store: ScanStore, run: Path, tmp_path: Path) -> None:
+    answer = explain.run(explain.Args(run=str(run), group=4, method=method, out=str(tmp_path)))
+    described = json.loads((tmp_path / "explain.json").read_text())
+    split = json.loads((run / "splits.json").read_text())
+    assert described["num_people"] == 4
+    assert sum(one["num_people"] for one in described["decades"].values()) == 4
+    mean = _read(tmp_path / "group_values.nii.gz")
+    # The mean of all is that of the decades, each with its people.
+    parts = [one["num_people"] * _read(tmp_path / one["map"]) for one in described["decades"].values()]
+    np.testing.assert_allclose(np.sum(parts, axis=0) / 4, mean, atol=1e-5 * np.abs(mean).max())
+    agreement = _read(tmp_path / "group_agreement.nii.gz")
+    assert 0 <= agreement.min() <= agreement.max() <= 1
+    for name in ("group_overlay.png", "group_parts.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    if method is None:
+        assert described["completeness_error_largest"] < 1e-4
+        assert described["map"]["sum"] == pytest.approx(mean.sum(), rel=1e-4)
+    assert "4 people explained" in answer["text"]
+    text = (tmp_path / "explain.json").read_text()
+    assert not any(scan_id in text for scan_id in split["test"])
+
+
+def _read(path: Path) -> np.ndarray:
+    return nibabel.nifti1.Nifti1Image.from_filename(path).get_fdata()
