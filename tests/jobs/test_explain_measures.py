@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 from contracts.age_cohort import tiny, write_age_cohort
+from contracts.measure_models import draw_head_scan
 
 from neuroray.errors import NeurorayError
 from neuroray.jobs import explain
 from neuroray.platform.train.loop import fit
 from neuroray.platform.train.recipe import LoopConfig
 from neuroray.storage.nifti import write_scan
+from neuroray.storage.profiles import NativeGrid, Prepared, TemplateTransform, find_profile
 from neuroray.storage.store import ScanStore
 
 
@@ -102,6 +105,38 @@ def test_a_group_of_test_people_has_mean_maps_by_decade(method, store: ScanStore
     assert "4 people explained" in answer["text"]
     text = (tmp_path / "explain.json").read_text()
     assert not any(scan_id in text for scan_id in split["test"])
+
+
+def test_a_scan_in_a_template_has_its_map_there_and_over_itself_with_the_same_sum(run: Path, tmp_path: Path) -> None:
+    head = draw_head_scan((30, 36, 32), spacing_mm=6.0)
+    # The person lies turned and a tenth smaller than the template, on voxels of another size.
+    native = np.diag([4.0, 5.0, 4.5, 1.0])
+    native[:3, 3] = -native[:3, :3] @ (np.array([44, 42, 40]) - 1) / 2
+    to_template = np.array([[1.1, 0.1, 0, 2], [-0.1, 1.1, 0, -3], [0, 0, 1.1, 1], [0, 0, 0, 1.0]])
+    transform = TemplateTransform(
+        template="MNI", affine=to_template, native=NativeGrid(shape=(44, 42, 40), affine=native)
+    )
+    store = ScanStore.create(tmp_path / "store")
+    prepared = Prepared(scan=head, profile=find_profile("mni_affine"), to_template=transform)
+    store.write(prepared, scan_id="a", subject="s", modality="T1w")
+    model = tmp_path / "model"
+    shutil.copytree(run / "model", model)
+    card = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(card | {"profile": store.read_profile("a").to_json()}))
+    arguments = explain.Args(run=str(model), store=store.uri, subject="s", skip_checks=True, out=str(tmp_path / "out"))
+    explain.run(arguments)
+    described = json.loads((tmp_path / "out/explain.json").read_text())
+    assert described["space_assumed"].startswith("MNI152, to which")
+    laid = nibabel.nifti1.Nifti1Image.from_filename(tmp_path / "out/map_native.nii.gz")
+    assert laid.shape == (44, 42, 40)
+    np.testing.assert_allclose(laid.affine, native, atol=1e-4)
+    found = described["map_native"]
+    scale = described["map"]["sum_of_magnitudes"]
+    assert laid.get_fdata().sum() == pytest.approx(found["sum"], abs=1e-4 * scale)
+    error = abs(found["sum"] - described["map"]["sum"]) / scale
+    assert found["completeness_error"] == pytest.approx(error, abs=1e-4)
+    # Linear between blocks of a patch each; the head lies within both grids.
+    assert error < 0.02
 
 
 def _read(path: Path) -> np.ndarray:

@@ -25,6 +25,8 @@ HEADS = {
     "paper": {},
     "pooled": {"pool_slices": 2, "project": 32, "scale_outputs": True},
     "mirrored": {"mirror": True, "standardise": True},
+    "half": {"encoder": dataclasses.replace(CONFIG.encoder, precision="bfloat16")},
+    "patches": {"encoder": dataclasses.replace(CONFIG.encoder, readout="grid")},
     "quantiles": {"quantiles": (0.05, 0.5, 0.95), "mirror": True},
 }
 
