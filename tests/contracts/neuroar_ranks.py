@@ -7,6 +7,7 @@ from torch import Tensor
 
 from neuroray.platform.models.neuroar.quantiser import MultiScaleQuantiser
 from neuroray.platform.models.neuroar.quantiser_config import QuantiserConfig
+from neuroray.platform.train.loop import Run, train_worker
 from neuroray.platform.train.parallel import join_team
 
 
@@ -20,3 +21,8 @@ def observe_share(latent: Tensor) -> dict[str, Tensor]:
     for step in range(6):
         quantiser(rows * (1 + 0.3 * step))
     return {name: value.detach().clone() for name, value in quantiser.codebook.state_dict().items()}
+
+
+def train_run(run: Run) -> None:
+    """Trains it to the end, on all ranks together."""
+    train_worker(run)

@@ -17,6 +17,7 @@ RECIPES = {
     "brainmt": "neuroray.jobs.recipes.brainmt",
     "brainrotvit": "neuroray.jobs.recipes.brainrotvit",
     "dinoatten3d": "neuroray.jobs.recipes.dinoatten3d",
+    "neuroar/vqvae": "neuroray.jobs.recipes.neuroar_vqvae",
 }
 
 

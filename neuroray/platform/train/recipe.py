@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from neuroray.platform.train.task import Task
 
 # What a run may be selected by, always measured on the validation people; the sign says which way is better.
-SelectBy = Literal["val_auc", "val_balanced_accuracy", "val_r", "val_r2", "val_mae", "val_loss"]
+SelectBy = Literal["val_auc", "val_balanced_accuracy", "val_r", "val_r2", "val_mae", "val_psnr", "val_loss"]
 SELECTION_SIGN: dict[SelectBy, int] = {
     "val_auc": 1,
     "val_balanced_accuracy": 1,
     "val_r": 1,
     "val_r2": 1,
     "val_mae": -1,
+    "val_psnr": 1,
     "val_loss": -1,
 }
 

@@ -15,7 +15,7 @@ from neuroray.config import Config, ConfigError
 from neuroray.platform.models.errors import ModelError
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
 
     Volume = Float[Tensor, "batch x y z"]
     PerVolume = Float[Tensor, " batch"]
@@ -27,6 +27,7 @@ class VQVAELossConfig(Config):
 
     Attributes:
         l1_weight: Of the mean absolute error.
+        brain_weight: How much a voxel of the brain counts in it, against one beside it.
         quantiser_weight: Of codebook and commitment.
         perceptual_weight: Of the distance between features of slices, by a frozen 2D network; off by default, as a
             network's weights have to be at hand.
@@ -43,6 +44,7 @@ class VQVAELossConfig(Config):
     """
 
     l1_weight: float = 1.0
+    brain_weight: float = 1.0
     quantiser_weight: float = 1.0
     perceptual_weight: float = 0.0
     perceptual_network: str = "resnet18"
@@ -57,15 +59,21 @@ class VQVAELossConfig(Config):
 
     def __post_init__(self) -> None:
         weights = (self.l1_weight, self.quantiser_weight, self.perceptual_weight, self.adversarial_weight)
-        if min(*weights, self.adversarial_epochs) < 0 or self.l1_weight == 0:
+        if min(*weights, self.adversarial_epochs) < 0 or min(self.l1_weight, self.brain_weight) <= 0:
             raise ConfigError("weights are none", given=self.to_json(), expected="0 or more, and some absolute error")
         if min(self.perceptual_slices, self.discriminator_channels) < 1:
             raise ConfigError("sizes are too small", given=self.to_json(), expected="at least 1")
 
 
-def absolute_error(one: Volume, other: Volume) -> PerVolume:
-    """The mean over voxels."""
-    return (one - other).abs().flatten(1).mean(1)
+def absolute_error(
+    one: Volume, other: Volume, brain: Bool[Tensor, "batch x y z"] | None = None, brain_weight: float = 1.0
+) -> PerVolume:
+    """The mean over voxels, those of the brain weighted; None: all alike."""
+    error = (one - other).abs().flatten(1)
+    if brain is None or brain_weight == 1:
+        return error.mean(1)
+    weights = torch.where(brain.flatten(1), brain_weight, 1.0)
+    return (weights * error).sum(1) / weights.sum(1)
 
 
 def judge_real(scores: Float[Tensor, "batch u v w"], kind: str) -> PerVolume:

@@ -1,0 +1,53 @@
+"""Recipes of NeuroAR's first stage, the tokenizer: `neuroar/vqvae:smoke` and so on."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from neuroray.platform.data.splits import SplitConfig
+from neuroray.platform.models.neuroar import QuantiserConfig, VQVAEConfig
+from neuroray.platform.models.neuroar.loss import VQVAELossConfig
+from neuroray.platform.train.recipe import LoopConfig, OptimConfig
+from neuroray.platform.train.tasks.neuroar_vqvae import NeuroARVQVAERecipe
+
+
+def smoke() -> NeuroARVQVAERecipe:
+    """A small tokenizer for small volumes (4 mm), of three people or more: a minute or two on a CPU."""
+    return NeuroARVQVAERecipe(
+        name="neuroar/vqvae:smoke",
+        model=VQVAEConfig(
+            channels=8,
+            num_blocks=1,
+            norm_groups=4,
+            checkpoint=False,
+            quantiser=QuantiserConfig(num_codes=128, code_dim=16, decay=0.95),
+        ),
+        loss=VQVAELossConfig(brain_weight=5.0, adversarial_epochs=8.0, discriminator_channels=8),
+        split=SplitConfig(stratify_by=None, num_parts=3, num_folds=3),
+        optim=OptimConfig(name="adamw", lr=2e-3, schedule="cosine", warmup_steps=5, clip_norm=1.0),
+        loop=LoopConfig(batch_size=2, num_epochs=10, eval_every_epochs=5, select_by="val_psnr"),
+    )
+
+
+def base() -> NeuroARVQVAERecipe:
+    """For one GPU: one block a level, bfloat16, the adversary from epoch 5 on, until validation no longer improves."""
+    return dataclasses.replace(
+        paper(),
+        name="neuroar/vqvae:base",
+        model=VQVAEConfig(num_blocks=1),
+        loop=LoopConfig(batch_size=4, num_epochs=100, patience=15, precision="bf16", select_by="val_psnr"),
+    )
+
+
+def paper() -> NeuroARVQVAERecipe:
+    """The paper's: downsampling 16, five scales, 2,048 codes, all four losses; widths and rates are choices.
+
+    The perceptual network is a ResNet with random weights unless `--loss.perceptual-weights` names a file.
+    """
+    return NeuroARVQVAERecipe(
+        name="neuroar/vqvae:paper",
+        model=VQVAEConfig(),
+        loss=VQVAELossConfig(brain_weight=5.0, perceptual_weight=0.001),
+        optim=OptimConfig(name="adamw", lr=1e-4, weight_decay=0.0, warmup_steps=500, clip_norm=1.0),
+        loop=LoopConfig(batch_size=8, num_epochs=200, precision="bf16", select_by="val_psnr"),
+    )
