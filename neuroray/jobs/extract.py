@@ -1,4 +1,4 @@
-"""`neuroray extract`: slice features of a store's scans by a frozen encoder, made once and kept beside the scans."""
+"""`neuroray extract`: slice features, or tokens, of a store's scans, made once and kept beside the scans."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from neuroray.jobs.ray_session import ensure_ray
 from neuroray.jobs.recipes import load_recipe
 from neuroray.jobs.run_record import record_run
 from neuroray.platform.data.extract import Extraction, SliceModelConfig, extract_features
+from neuroray.platform.data.tokens import extract_tokens, load_tokenizer
 from neuroray.platform.models import MODELS
 from neuroray.platform.train.slice_features import use_encoder
+from neuroray.platform.train.tasks.neuroar import NeuroARRecipe, use_tokenizer
 from neuroray.storage.store import ScanStore
 
 
@@ -37,7 +39,8 @@ class Args:
     """A model's config.json in place of the recipe's model."""
 
     encoder: str | None = None
-    """The run of a first stage (brainrotvit:stage1) whose encoder is taken in place of the recipe's."""
+    """The run of a first stage: brainrotvit:stage1, whose encoder is taken in place of the recipe's; neuroar/vqvae,
+    whose tokens are made (recipe neuroar/transformer)."""
 
     modality: str | None = None
     """The kind of scan, in place of the recipe's."""
@@ -71,7 +74,40 @@ def run(args: Args) -> dict[str, Any]:
         return answer
 
 
+def extract_for(recipe: NeuroARRecipe, store: ScanStore, scan_ids: list[str], *, device: str = "cpu") -> dict[str, Any]:
+    """Makes the tokens of scans that a recipe's tokenizer has not made yet.
+
+    Raises:
+        ConfigError: the recipe has no tokenizer.
+    """
+    if recipe.tokenizer is None:
+        raise ConfigError("tokens are made by a tokenizer", given=recipe.name, fix="--encoder RUN of neuroar/vqvae")
+    tokenizer = load_tokenizer(recipe.tokenizer.folder)
+    made = extract_tokens(
+        store,
+        tokenizer,
+        scan_ids,
+        device=device,
+        track=lambda names, total: progress(names, total=total, label="extract"),
+    )
+    present = len(scan_ids) - len(made)
+    return {
+        "store": store.uri,
+        "modality": recipe.data.modality,
+        "fingerprint": tokenizer.fingerprint,
+        "extracted": made,
+        "num_extracted": len(made),
+        "num_present": present,
+        "num_tokens": sum(tokenizer.scale_sizes),
+        "text": f"{store.uri}: tokens of {len(made)} scans made, {present} were there already; "
+        f"{sum(tokenizer.scale_sizes)} tokens a scan, tokenizer {tokenizer.fingerprint[:16]}",
+    }
+
+
 def _extract(args: Args) -> dict[str, Any]:
+    recipe = load_recipe(args.recipe)
+    if isinstance(recipe, NeuroARRecipe):
+        return _extract_tokens(args, recipe)
     config, modality = _choose_model(args)
     store = ScanStore(args.store, version=args.version)
     scan_ids = [record.scan_id for record in store.records() if record.modality == modality]
@@ -89,6 +125,17 @@ def _extract(args: Args) -> dict[str, Any]:
         )
     answer = {"store": store.uri, "modality": modality, "num_extracted": len(done.extracted)}
     return answer | dataclasses.asdict(done) | {"text": _tell(store.uri, modality, done)}
+
+
+def _extract_tokens(args: Args, recipe: NeuroARRecipe) -> dict[str, Any]:
+    if args.workers > 0 or args.model is not None:
+        given = f"--workers {args.workers}, --model {args.model}"
+        raise ConfigError("tokens are made in this process, by a trained tokenizer", given=given, fix="--encoder RUN")
+    if args.encoder is not None:
+        recipe = use_tokenizer(recipe, args.encoder)
+    store, modality = ScanStore(args.store, version=args.version), args.modality or recipe.data.modality
+    scan_ids = [record.scan_id for record in store.records() if record.modality == modality]
+    return extract_for(recipe, store, scan_ids, device="cuda" if args.num_gpus > 0 else "cpu")
 
 
 def _choose_model(args: Args) -> tuple[SliceModelConfig, str]:

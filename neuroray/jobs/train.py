@@ -16,6 +16,7 @@ import tyro
 
 from neuroray.jobs.cli import UsageError, parse_args
 from neuroray.jobs.dry_run import forecast_recipe
+from neuroray.jobs.extract import extract_for
 from neuroray.jobs.logs import progress
 from neuroray.jobs.ray_session import ensure_ray
 from neuroray.jobs.recipes import list_recipes, load_recipe
@@ -29,6 +30,7 @@ from neuroray.platform.train.run_folder import FitResult, choose_version, read_r
 from neuroray.platform.train.slice_features import use_encoder
 from neuroray.platform.train.start_weights import find_start
 from neuroray.platform.train.step import RankBatch
+from neuroray.platform.train.tasks.neuroar import NeuroARRecipe, use_tokenizer
 from neuroray.storage.locations import Location
 from neuroray.storage.store import ScanStore
 
@@ -56,10 +58,10 @@ class Args:
     """Start from the encoder of this finished run (of its fold-K, where it has folds): a pretraining, or any other."""
 
     encoder: str | None = None
-    """Of slice models: the run of a first stage (brainrotvit:stage1) whose encoder is taken."""
+    """The run of a first stage (brainrotvit:stage1, neuroar/vqvae:base) whose encoder or tokenizer is taken."""
 
     extract: bool = False
-    """First compute the slice features that are missing."""
+    """First compute the slice features, or tokens, that are missing."""
 
     motion_runs: int = 20
     """Of models of runs: how many training runs to measure the motion of, so that answers for runs that moved more are
@@ -158,8 +160,11 @@ def _help(argv: Sequence[str]) -> dict[str, Any]:
 
 def _take_encoder(run: str, recipe: Recipe) -> Recipe:
     described: Any = recipe
+    if isinstance(recipe, NeuroARRecipe):
+        return use_tokenizer(recipe, run)
     if not hasattr(described.model, "encoder"):
-        raise UsageError("only models of slices have an encoder", given=recipe.name, expected="e.g. brainrotvit:base")
+        expected = "e.g. brainrotvit:base, or neuroar/transformer:base"
+        raise UsageError("this model has no first stage", given=recipe.name, expected=expected)
     return dataclasses.replace(described, model=use_encoder(described.model, run))
 
 
@@ -221,6 +226,9 @@ def _recorded(args: Args, run: Run) -> Iterator[RunRecord]:
 def _extract(args: Args, recipe: Recipe) -> None:
     store = ScanStore(args.store, version=choose_version(_variants(args, recipe)[0][0], recipe))
     scan_ids = [record.scan_id for record in choose_records(store, recipe)]
+    if isinstance(recipe, NeuroARRecipe):
+        extract_for(recipe, store, scan_ids)
+        return
     described: Any = recipe  # of all recipes, those of slice models have an encoder whose features are kept
     extract_features(
         store, described.model, scan_ids, track=lambda made, total: progress(made, total=total, label="extract")

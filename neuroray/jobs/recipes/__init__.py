@@ -18,6 +18,7 @@ RECIPES = {
     "brainrotvit": "neuroray.jobs.recipes.brainrotvit",
     "dinoatten3d": "neuroray.jobs.recipes.dinoatten3d",
     "neuroar/vqvae": "neuroray.jobs.recipes.neuroar_vqvae",
+    "neuroar/transformer": "neuroray.jobs.recipes.neuroar_transformer",
 }
 
 

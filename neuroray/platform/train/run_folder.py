@@ -24,6 +24,7 @@ _RECIPE_TYPES = {
     "brainrotvit": "neuroray.platform.train.tasks.brainrotvit:BrainRotViTRecipe",
     "brainrotvit_encoder": "neuroray.platform.train.tasks.brainrotvit_encoder:BrainRotViTEncoderRecipe",
     "dinoatten3d": "neuroray.platform.train.tasks.dinoatten3d:DinoAtten3DRecipe",
+    "neuroar": "neuroray.platform.train.tasks.neuroar:NeuroARRecipe",
     "neuroar_vqvae": "neuroray.platform.train.tasks.neuroar_vqvae:NeuroARVQVAERecipe",
 }
 

@@ -1,0 +1,39 @@
+"""NeuroAR's two stages as a person runs them: train, extract, train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from contracts.brain_cohort import write_brain_cohort
+
+from neuroray.config import ConfigError
+from neuroray.jobs import extract, train
+from neuroray.jobs.cli import UsageError
+
+SPLIT = ["--split.num-parts", "4", "--split.num-folds", "2"]
+
+
+def test_both_stages_from_a_store_to_a_model_folder(tmp_path: Path) -> None:
+    store = write_brain_cohort(tmp_path / "store", num_people=4).uri
+    first, second = str(tmp_path / "tokenizer"), str(tmp_path / "transformer")
+    short = [*SPLIT, "--loop.num-epochs", "1", "--loop.eval-every-epochs", "1"]
+    train.main(["neuroar/vqvae:smoke", "--store", store, "--out", first, *short])
+    made = extract.run(extract.Args(store=store, recipe="neuroar/transformer:smoke", encoder=first))
+    # Of 32 x 32 x 32 voxels: 2 x 2 x 2 at the finest scale, one token at each of the four others.
+    assert (made["num_extracted"], made["num_present"], made["num_tokens"]) == (7, 0, 12)
+    again = extract.run(extract.Args(store=store, recipe="neuroar/transformer:smoke", encoder=first))
+    assert (again["num_extracted"], again["num_present"]) == (0, 7)
+    answer = train.main(["neuroar/transformer:smoke", "--store", store, "--out", second, "--encoder", first, *short])
+    assert answer["best_scores"]["val_loss"] > 0
+    assert (tmp_path / "transformer" / "model" / "model.safetensors").is_file()
+
+
+def test_a_missing_first_stage_is_told(tmp_path: Path) -> None:
+    store = write_brain_cohort(tmp_path / "store", num_people=2).uri
+    with pytest.raises(ConfigError, match="made by a tokenizer"):
+        extract.run(extract.Args(store=store, recipe="neuroar/transformer:smoke"))
+    with pytest.raises(ConfigError, match="in this process"):
+        extract.run(extract.Args(store=store, recipe="neuroar/transformer:smoke", workers=2))
+    with pytest.raises(UsageError, match="has no first stage"):
+        train.main(["brainmt:smoke", "--store", store, "--out", str(tmp_path / "run"), "--encoder", "RUN"])
