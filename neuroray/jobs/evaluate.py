@@ -14,6 +14,7 @@ import tyro
 from neuroray.jobs.logs import progress
 from neuroray.jobs.run_record import git_commit, package_versions, record_run
 from neuroray.platform.evaluate.connectome import evaluate_connectome, list_edge_targets
+from neuroray.platform.evaluate.ensemble import CALIBRATION_FILE, calibrate_ensemble, find_members
 from neuroray.platform.evaluate.evidence import Evaluation
 from neuroray.platform.evaluate.findings import tell_headline, tell_interval, tell_millimetres, tell_number
 from neuroray.platform.evaluate.intervals import NUM_RESAMPLES
@@ -23,7 +24,9 @@ from neuroray.platform.evaluate.protocol import choose_example, evaluate
 from neuroray.platform.evaluate.report import Example, write_report
 from neuroray.platform.evaluate.run import read_folds
 from neuroray.platform.evaluate.seeds import evaluate_seeds, find_seeds
+from neuroray.storage.locations import Location
 from neuroray.storage.store import ScanStore
+from neuroray.storage.whole_file import replace_file
 
 _METRICS_TOLD = ("auc", "balanced_accuracy", "brier", "calibration_error")
 _NUMBER_METRICS_TOLD = ("pearson_r", "r2", "mae", "rmse")
@@ -86,9 +89,23 @@ def run(args: Args) -> dict[str, Any]:
         if not args.skip_example and isinstance(evaluation, Evaluation) and evaluation.attention is not None:
             example = _explain_example(evaluation, run_folder, args)
         paths = write_report(evaluation, out, example=example)
+        if not args.external:
+            _calibrate_ensemble(evaluation, run_folder)
         answer = _summarise(evaluation, paths) | _judge_connectome(args, evaluation, out)
         record.add(catalogue_version=evaluation.provenance["catalogue_version"], **answer)
     return answer | {"text": _tell(evaluation, paths) + _tell_connectome(answer.get("connectome"))}
+
+
+def _calibrate_ensemble(evaluation: Evaluation | NumberEvaluation, run_folder: Path) -> None:
+    """Several models of a measure answer together (`neuroray predict RUN`): how far off they are, beside them."""
+    members = find_members(Location(run_folder))
+    if not members or not isinstance(evaluation, NumberEvaluation) or not evaluation.validation:
+        return
+    if evaluation.target != json.loads((run_folder / members[0].path / "model/config.json").read_text())["target"]:
+        return
+    weights = [digest for fold in evaluation.folds for digest in str(fold.facts["weights_sha256"]).split()]
+    found = calibrate_ensemble(evaluation.validation, target=evaluation.target, weights_sha256=weights)
+    replace_file(run_folder / CALIBRATION_FILE, (json.dumps(found.to_json(), indent=2) + "\n").encode())
 
 
 def _judge_connectome(args: Args, evaluation: Evaluation | NumberEvaluation, out: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from neuroray.serve.question import Question, ask_predictor
 from neuroray.storage.nifti import read_scan, write_map
 
 # Columns of a measure beside its value.
-_PARTS = ("low", "high", "level", "spread")
+_PARTS = ("low", "high", "level", "spread", "model_spread")
 # Of a predicted age, where the true one was told.
 _GAPS = ("age_years", "raw_years", "beheshti_years", "cole_years")
 
@@ -30,7 +30,7 @@ class Args:
     """Predict for scan files. Exit code 1 when any of them was refused; the others are answered all the same."""
 
     model: Annotated[str, tyro.conf.Positional]
-    """A RUN folder or an exported model folder."""
+    """A RUN folder or an exported model folder; of a RUN with seeds or folds all of them answer together."""
 
     scans: Annotated[tuple[str, ...], tyro.conf.Positional]
     """NIfTI or MGZ files: volumes or runs, as the model was trained on."""
@@ -128,7 +128,7 @@ def _values(target: TargetCard, answer: dict[str, Any] | None) -> list[Any]:
         return [""] * len(_columns(target, is_main=True))
     if target.kind == "number":
         interval = answer["interval"] or {}
-        found = [interval.get(part) for part in _PARTS[:3]] + [answer["spread"]]
+        found = [interval.get(part) for part in _PARTS[:3]] + [answer["spread"], answer["model_spread"]]
         return [answer["value"], *("" if value is None else value for value in found)]
     return [answer["label"], *(answer["probabilities"][name] for name in target.classes)]
 
@@ -165,11 +165,13 @@ def _tell_gap(gap: dict[str, Any]) -> str:
 
 
 def _tell_target(answer: dict[str, Any]) -> str:
+    models = answer["model_spread"]
+    over = "" if models is None else f", \N{PLUS-MINUS SIGN} {models:.3g} over {answer['num_models']} models"
     if answer["label"] is not None:
-        return f"{answer['label']} (probability {answer['probabilities'][answer['label']]:.3f})"
+        return f"{answer['label']} (probability {answer['probabilities'][answer['label']]:.3f}{over})"
     spread = "" if answer["spread"] is None else f", \N{PLUS-MINUS SIGN} {answer['spread']:.3g} over windows"
     unit = f" {answer['unit']}" if answer["unit"] else ""
-    return f"{answer['name']} {answer['value']:.4g}{unit} ({_tell_interval(answer)}){spread}"
+    return f"{answer['name']} {answer['value']:.4g}{unit} ({_tell_interval(answer)}){over}{spread}"
 
 
 def _tell_interval(answer: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ MODEL: dict[str, Any] = {
     "modality": "T1w",
     "profile": "native",
     "profile_sha256": "ff1f2ee69173...",
+    "num_models": 1,
     "fingerprints": {
         "weights_sha256": "5f1c2e9a4b7d...",
         "encoder_sha256": "91ab77...",
@@ -30,6 +31,7 @@ _MODEL_OF_RUNS: dict[str, Any] = {
     "modality": "bold",
     "profile": "fmri_minimal",
     "profile_sha256": "7a60d4c2b915...",
+    "num_models": 1,
     "fingerprints": {"weights_sha256": "0b77d1f3c8aa..."},
 }
 PREDICTION: dict[str, Any] = {
@@ -47,6 +49,8 @@ PREDICTION: dict[str, Any] = {
             "no_interval": None,
             "spread": None,
             "num_windows": 1,
+            "num_models": 1,
+            "model_spread": None,
         }
     ],
     "warnings": ["voxels of 2 x 2 x 2 mm; the model was trained on 1 x 1 x 1 mm to 1 x 1 x 1.2 mm"],
@@ -80,6 +84,8 @@ PREDICTION_OF_RUN: dict[str, Any] = {
             "no_interval": None,
             "spread": 3.1,
             "num_windows": 4,
+            "num_models": 1,
+            "model_spread": None,
         }
     ],
     "warnings": ["a repetition time of 0.8 s; the model was trained on 2 s"],
@@ -105,6 +111,8 @@ PREDICTION_OF_AGE: dict[str, Any] = PREDICTION_OF_RUN | {
             "no_interval": None,
             "spread": None,
             "num_windows": 1,
+            "num_models": 1,
+            "model_spread": None,
         }
     ],
     "warnings": [],
@@ -120,6 +128,7 @@ PREDICTION_OF_AGE: dict[str, Any] = PREDICTION_OF_RUN | {
         "modality": "T1w",
         "profile": "native",
         "profile_sha256": "ff1f2ee69173...",
+        "num_models": 1,
         "fingerprints": {
             "weights_sha256": "77c0a2e41d90...",
             "encoder_sha256": "0d35be...",

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Self
+
+from jaxtyping import Float
+from torch import Tensor
+
 from neuroray.platform.evaluate.slice_measure import SliceMeasureModel
 from neuroray.platform.evaluate.window_model import TargetAnswer
 from neuroray.serve.age_gap import caution_gap, measure_gap
 from neuroray.serve.caution import compare_spacing, find_faults, tell_unused
 from neuroray.serve.maps import NUM_STEPS, AnswerMap, map_measure
-from neuroray.serve.prediction import ModelCard, Prediction
+from neuroray.serve.prediction import ModelCard, Prediction, Said
 from neuroray.storage.profiles.profile import NATIVE, Profile
 from neuroray.storage.profiles.steps import prepare
 from neuroray.storage.scan import Scan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureLook:
+    """A scan as a model sees it.
+
+    Attributes:
+        features: The map of its slices.
+        notes: What speaks against the scan.
+    """
+
+    features: Float[Tensor, "slice channel"]
+    notes: tuple[str, ...]
 
 
 class MeasurePredictor:
@@ -40,22 +59,53 @@ class MeasurePredictor:
             ScanError: a time series where a volume is expected, or a scan that the profile cannot prepare.
             ModelError: a volume in which nothing stands out.
         """
-        warnings = find_faults(scan)
+        look = self.look(scan)
+        return self.tell(look, self.say(look, sex=sex), sex=sex, age_years=age_years)
+
+    def share_encoder(self, other: Self) -> None:
+        """Lets go of its own encoder for the same one of another model."""
+        self._model.module.encoder = other._model.module.encoder
+
+    @property
+    def sees_as(self) -> str:
+        """Models that see alike share their looks, and the encoder's work."""
+        return str(self._model.card.get("feature_fingerprint", id(self)))
+
+    def look(self, scan: Scan) -> MeasureLook:
+        """Prepares and encodes a scan.
+
+        Raises:
+            ScanError: as `predict`.
+            ModelError: as `predict`.
+        """
+        faults = find_faults(scan)
         if self._profile.name != NATIVE:
             scan = prepare(scan, self._profile).scan
-        features = self._model.encode(scan)
-        answer = self._model.answer(features, sex)
-        notes = [*warnings, *compare_spacing(scan, self.card.spacing_mm), *self._compare_range(answer)]
-        gap = measure_gap((answer,), age_years, self.card.age_line, self.card.no_age_line)
-        notes += [*caution_gap(gap, self.card.age_line), *tell_unused(age_years=None if gap else age_years)]
-        if sex not in ("M", "F"):
-            male, female = (self._model.answer(features, one).value or 0.0 for one in "MF")
+        notes = (*faults, *compare_spacing(scan, self.card.spacing_mm))
+        return MeasureLook(features=self._model.encode(scan), notes=notes)
+
+    def say(self, look: MeasureLook, *, sex: str | None) -> Said:
+        """The answer to what was seen."""
+        answer = self._model.answer(look.features, sex)
+        if sex in ("M", "F"):
+            return Said(targets=(answer,))
+        male, female = (self._model.answer(look.features, one).value or 0.0 for one in "MF")
+        return Said(targets=(answer,), by_sex=(male, female))
+
+    def tell(self, look: MeasureLook, said: Said, *, sex: str | None, age_years: float | None) -> Prediction:
+        """The answer with all that is to be known of it."""
+        del sex  # what was not told of it stands in what was said
+        gap = measure_gap(said.targets, age_years, self.card.age_line, self.card.no_age_line)
+        notes = [*look.notes, *self._compare_range(said.targets[0]), *caution_gap(gap, self.card.age_line)]
+        notes += tell_unused(age_years=None if gap else age_years)
+        if said.by_sex is not None:
+            male, female = said.by_sex
             notes.append(
                 f"the sex is not known: the answer is the mean of {male:.1f} for a man and {female:.1f} for a woman"
             )
         return Prediction(
             model=self.card,
-            targets=(answer,),
+            targets=said.targets,
             gap=gap,
             profile=self.card.profile,
             profile_sha256=self.card.profile_sha256,

@@ -6,6 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+from jaxtyping import Float
+
 from neuroray.platform.brain_age_gap.answer_line import AnswerLine
 from neuroray.platform.evaluate.window_model import TargetAnswer
 from neuroray.platform.quality.run_motion import RunMotion
@@ -47,6 +50,7 @@ class ModelCard:
         profile_sha256: Hash of that profile.
         spacing_mm: Smallest and largest voxel size along x, y, z among its training scans; None: not recorded.
         fingerprints: SHA-256 digests (hex) of weights, encoder and feature recipe, as far as the folder tells them.
+        members: Of an ensemble: digests of the weights of its models, in order; empty for one model.
         age_line: Of a model of age: the line of controls that corrects gaps; None where it carries none.
         no_age_line: Why it carries none.
     """
@@ -61,6 +65,7 @@ class ModelCard:
     profile_sha256: str
     spacing_mm: Bounds | None
     fingerprints: dict[str, str]
+    members: tuple[str, ...] = ()
     age_line: AnswerLine | None = None
     no_age_line: str | None = None
 
@@ -87,6 +92,21 @@ class SliceWeight:
     slice_index: int
     position_mm: float
     weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What one model says of a scan that it has looked at.
+
+    Attributes:
+        targets: The main one first.
+        slice_weights: Of each slice that it looked at, padding included; None for a model without attention.
+        by_sex: Of a model that takes the sex into account and was not told: its main answer for a man, for a woman.
+    """
+
+    targets: tuple[TargetAnswer, ...]
+    slice_weights: Float[np.ndarray, " slice"] | None = None
+    by_sex: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

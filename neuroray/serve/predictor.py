@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any, Final, Protocol
+
+import numpy as np
 
 from neuroray.errors import NeurorayError
 from neuroray.platform.evaluate.age_evidence import is_age
+from neuroray.platform.evaluate.ensemble import Member, find_members, read_ensemble_calibration
 from neuroray.platform.evaluate.loaded import CARD_FORMATS, load_measure_model, load_slice_model, load_window_model
 from neuroray.serve.age_gap import find_line
+from neuroray.serve.ensemble_predictor import EnsemblePredictor
 from neuroray.serve.maps import AnswerMap
 from neuroray.serve.measure_predictor import MeasurePredictor
 from neuroray.serve.prediction import ModelCard, Prediction, TargetCard
@@ -66,7 +73,8 @@ def load_predictor(uri: str, *, device: str = "cpu") -> Predictor:
     """Loads a trained model, ready to answer.
 
     Args:
-        uri: A RUN folder (its exported best model is taken) or an exported model folder; a path or `s3://`, `gs://`.
+        uri: A RUN folder (its exported best model is taken; where it holds seeds or folds, they answer together) or an
+            exported model folder; a path or `s3://`, `gs://`.
         device: Where to compute, as torch names it.
 
     Raises:
@@ -74,6 +82,9 @@ def load_predictor(uri: str, *, device: str = "cpu") -> Predictor:
         ProfileError: scans cannot be prepared here as those of the training were.
         StoreError: the folder is incomplete, or its weights are not those that were saved.
     """
+    members = find_ensemble(uri)
+    if members:
+        return _load_ensemble(uri, members, device)
     folder, config = _find_model(uri)
     card = _make_card(config, uri)
     profile = read_model_profile(config).restore()
@@ -86,7 +97,78 @@ def read_model_card(uri: str) -> ModelCard:
     Raises:
         PredictorError: as `load_predictor`.
     """
+    members = find_ensemble(uri)
+    if members:
+        return _make_ensemble_card([_find_model(_below(uri, member))[1] for member in members], uri)
     return _make_card(_find_model(uri)[1], uri)
+
+
+def find_ensemble(uri: str) -> tuple[Member, ...]:
+    """The trainings that answer together for a run folder; none where it holds a model of its own.
+
+    Raises:
+        PredictorError: a folder of one training alone, which is no ensemble.
+    """
+    given = Location(uri)
+    if given.exists(f"{_EXPORT_FOLDER}/{_CONFIG_FILE}") or given.exists(_CONFIG_FILE):
+        return ()
+    members = find_members(given)
+    if len(members) == 1:
+        fix = f"name it: {_below(uri, members[0])}"
+        raise PredictorError(f"{uri} holds one training in a folder of its own", given=members[0].path, fix=fix)
+    return members
+
+
+def _load_ensemble(uri: str, members: Sequence[Member], device: str) -> Predictor:
+    opened = [_find_model(_below(uri, member)) for member in members]
+    configs = [config for _, config in opened]
+    card = _make_ensemble_card(configs, uri)
+    profile = read_model_profile(configs[0]).restore()
+    loaded: list[Any] = []
+    for folder, config in opened:
+        one: Any = _LOADERS[config["model_name"]](folder, card, profile, device)
+        # As soon as it is loaded, so that no more than two encoders are in memory at a time.
+        alike = next((other for other in loaded if other.sees_as == one.sees_as), None)
+        if alike is not None and hasattr(one, "share_encoder"):
+            one.share_encoder(alike)
+        loaded.append(one)
+    calibration, reason = read_ensemble_calibration(Location(uri), card.members)
+    return EnsemblePredictor(card, loaded, members, calibration, reason)
+
+
+def _below(uri: str, member: Member) -> str:
+    return Location(uri).child(*member.path.split("/")).uri
+
+
+def _make_ensemble_card(configs: Sequence[dict[str, Any]], uri: str) -> ModelCard:
+    """What the members have in common.
+
+    Raises:
+        PredictorError: members of different models, targets, classes or preprocessing.
+    """
+    cards = [_make_card(config, uri) for config in configs]
+    first = cards[0]
+    for name in ("model_name", "classes", "targets", "modality", "profile_sha256"):
+        if any(getattr(card, name) != getattr(first, name) for card in cards):
+            raise PredictorError(
+                f"the trainings in {uri} cannot answer together", given=f"they differ in {name}", fix="name one of them"
+            )
+    weights = tuple(card.fingerprints["weights_sha256"] for card in cards)
+    together = hashlib.sha256(" ".join(weights).encode()).hexdigest()
+    common = dict(set.intersection(*(set(card.fingerprints.items()) for card in cards)))
+    bounds = [card.spacing_mm for card in cards if card.spacing_mm is not None]
+    spacing_mm = None
+    if len(bounds) == len(cards):
+        low, high = (np.array([bound[side] for bound in bounds]) for side in (0, 1))
+        spacing_mm = (tuple(low.min(axis=0).tolist()), tuple(high.max(axis=0).tolist()))
+    return dataclasses.replace(
+        first,
+        version=together[:_VERSION_DIGITS],
+        fingerprints={**common, "weights_sha256": together},
+        spacing_mm=spacing_mm,
+        members=weights,
+        **(_find_age_line(configs[0], uri, weights) if first.tells_age else {}),
+    )
 
 
 def _load_slices(folder: Location, card: ModelCard, profile: Profile, device: str) -> Predictor:
@@ -153,17 +235,17 @@ def _make_card(config: dict[str, Any], uri: str) -> ModelCard:
             profile_sha256=profile.sha256,
             spacing_mm=None if spacing_mm is None else (tuple(spacing_mm[0]), tuple(spacing_mm[1])),
             fingerprints={"weights_sha256": weights_sha256, **others},
-            **_find_age_line(config, uri),
+            **_find_age_line(config, uri, [weights_sha256]),
         )
     except (KeyError, TypeError, IndexError) as fault:
         raise PredictorError(f"{_CONFIG_FILE} in {uri} is not whole", given=f"{type(fault).__name__} {fault}") from None
 
 
-def _find_age_line(config: dict[str, Any], uri: str) -> dict[str, Any]:
+def _find_age_line(config: dict[str, Any], uri: str, weights_sha256: Sequence[str]) -> dict[str, Any]:
     """Of a model that tells ages, by the fields of its card."""
     if not any(is_age(target.name) and target.kind == "number" for target in _describe_targets(config)):
         return {}
-    line, reason = find_line(Location(uri), [config["weights"]["sha256"]])
+    line, reason = find_line(Location(uri), weights_sha256)
     return {"age_line": line, "no_age_line": reason}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from neuroray.platform.quality.run_motion import RunMotion, compare_motion, meas
 from neuroray.serve.age_gap import caution_gap, measure_gap
 from neuroray.serve.caution import compare_spacing, find_faults, tell_unused
 from neuroray.serve.maps import NUM_STEPS, AnswerMap, map_run
-from neuroray.serve.prediction import ModelCard, Prediction
+from neuroray.serve.prediction import ModelCard, Prediction, Said
 from neuroray.storage.profiles.prepared import Prepared
 from neuroray.storage.profiles.profile import Profile
 from neuroray.storage.profiles.steps import prepare
@@ -20,6 +21,21 @@ from neuroray.storage.scan import Scan, ScanError
 _FRAMES_AT_ONCE = 16
 # Headers round repetition times to milliseconds.
 _TIME_TOLERANCE = 1.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunLook:
+    """A run as a model sees it.
+
+    Attributes:
+        prepared: By its profile.
+        motion: Of the head.
+        notes: What speaks against the run.
+    """
+
+    prepared: Prepared
+    motion: RunMotion
+    notes: tuple[str, ...]
 
 
 class RunPredictor:
@@ -50,24 +66,49 @@ class RunPredictor:
             ScanError: a volume where a run is expected, or a run that the profile cannot prepare.
             ModelError: frames whose shape the model cannot take.
         """
+        look = self.look(scan)
+        return self.tell(look, self.say(look, sex=sex), sex=sex, age_years=age_years)
+
+    @property
+    def sees_as(self) -> str:
+        """Models that see alike share their looks, and the profile's work."""
+        return self.card.profile_sha256
+
+    def look(self, scan: Scan) -> RunLook:
+        """Prepares a run.
+
+        Raises:
+            ScanError: as `predict`.
+        """
         self._require_run(scan)
-        warnings = find_faults(scan)
+        faults = find_faults(scan)
         prepared = prepare(scan, self._profile)
-        targets = self._model.read(self._model.compute(self._model.cut(prepared)))
-        gap = measure_gap(targets, age_years, self.card.age_line, self.card.no_age_line)
         motion = _measure_motion(prepared)
+        notes = (
+            *faults,
+            *compare_spacing(scan, self.card.spacing_mm),
+            *self._compare_run(scan),
+            *compare_motion(motion, self._model.card.get("runs", {}).get("motion")),
+        )
+        return RunLook(prepared=prepared, motion=motion, notes=notes)
+
+    def say(self, look: RunLook, *, sex: str | None) -> Said:
+        """The answer to what was seen; the sex makes no difference."""
+        del sex
+        return Said(targets=self._model.read(self._model.compute(self._model.cut(look.prepared))))
+
+    def tell(self, look: RunLook, said: Said, *, sex: str | None, age_years: float | None) -> Prediction:
+        """The answer with all that is to be known of it."""
+        gap = measure_gap(said.targets, age_years, self.card.age_line, self.card.no_age_line)
         return Prediction(
             model=self.card,
-            targets=targets,
+            targets=said.targets,
             gap=gap,
             profile=self.card.profile,
             profile_sha256=self.card.profile_sha256,
-            motion=motion,
+            motion=look.motion,
             warnings=(
-                *warnings,
-                *compare_spacing(scan, self.card.spacing_mm),
-                *self._compare_run(scan),
-                *compare_motion(motion, self._model.card.get("runs", {}).get("motion")),
+                *look.notes,
                 *caution_gap(gap, self.card.age_line),
                 *tell_unused(sex=sex, age_years=None if gap else age_years),
             ),

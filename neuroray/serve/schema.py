@@ -43,6 +43,7 @@ class ModelAnswer(BaseModel):
     modality: str = Field(description="the BIDS suffix of the scans it was trained on")
     profile: str = Field(description="the preprocessing profile of those scans")
     profile_sha256: str = Field(description="hash of that profile: its options, and the versions that it ran with")
+    num_models: int = Field(description="trainings that answer together; 1: no ensemble")
     fingerprints: dict[str, str] = Field(description="SHA-256 digests of weights, encoder and configuration")
 
     @classmethod
@@ -58,6 +59,7 @@ class ModelAnswer(BaseModel):
             modality=card.modality,
             profile=card.profile,
             profile_sha256=card.profile_sha256,
+            num_models=len(card.members) or 1,
             fingerprints=card.fingerprints,
         )
 
@@ -103,6 +105,10 @@ class TargetValue(BaseModel):
         "probability; null of one window. How much the answer changes within the run, not how far it is from the truth"
     )
     num_windows: int = Field(description="of which value and probabilities are the mean")
+    num_models: int = Field(description="trainings (seeds, folds) of which the answer is the mean; 1: no ensemble")
+    model_spread: float | None = Field(
+        description="standard deviation over these, of the value or of the likeliest class's probability; null of one"
+    )
 
     @classmethod
     def of(cls, answer: TargetAnswer) -> TargetValue:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
 import torch
 
 from neuroray.platform.evaluate.slice_model import SliceModel, SliceView
@@ -9,10 +13,25 @@ from neuroray.platform.evaluate.window_model import TargetAnswer
 from neuroray.platform.models.layers.slices import slice_positions_mm
 from neuroray.serve.caution import compare_spacing, find_faults, tell_unused
 from neuroray.serve.maps import NUM_STEPS, AnswerMap, map_slices
-from neuroray.serve.prediction import ModelCard, Prediction, SliceWeight
+from neuroray.serve.prediction import ModelCard, Prediction, Said, SliceWeight
 from neuroray.storage.profiles.profile import NATIVE, Profile
 from neuroray.storage.profiles.steps import prepare
 from neuroray.storage.scan import Scan, ScanError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceLook:
+    """A scan as a model sees it.
+
+    Attributes:
+        scan: As its profile has prepared it.
+        view: Its slices, encoded.
+        notes: What speaks against the scan.
+    """
+
+    scan: Scan
+    view: SliceView
+    notes: tuple[str, ...]
 
 
 class SlicePredictor:
@@ -41,27 +60,56 @@ class SlicePredictor:
             ScanError: a time series where a volume is expected, or a scan that the profile cannot prepare.
             ModelError: a volume whose shape the model cannot take.
         """
+        look = self.look(scan)
+        return self.tell(look, self.say(look, sex=sex), sex=sex, age_years=age_years)
+
+    def share_encoder(self, other: Self) -> None:
+        """Lets go of its own encoder for the same one of another model."""
+        self._model.module.encoder = other._model.module.encoder
+
+    @property
+    def sees_as(self) -> str:
+        """Models that see alike share their looks, and the encoder's work."""
+        return str(self._model.card.get("feature_fingerprint", id(self)))
+
+    def look(self, scan: Scan) -> SliceLook:
+        """Prepares and encodes a scan.
+
+        Raises:
+            ScanError: as `predict`.
+            ModelError: as `predict`.
+        """
         _require_volume(scan, self.card)
-        warnings = find_faults(scan)
+        faults = find_faults(scan)
         if self._profile.name != NATIVE:
             scan = prepare(scan, self._profile).scan
         with torch.inference_mode():
             view = self._model.encode(scan)
-            answer = self._model.answer(view)
+        notes = (*faults, *compare_spacing(scan, self.card.spacing_mm), *_tell_missing(view))
+        return SliceLook(scan=scan, view=view, notes=notes)
+
+    def say(self, look: SliceLook, *, sex: str | None) -> Said:
+        """The answer to what was seen; the sex makes no difference."""
+        del sex
+        with torch.inference_mode():
+            answer = self._model.answer(look.view)
         probabilities = dict(zip(self.card.classes, answer.probabilities.tolist(), strict=True))
+        return Said(
+            targets=(TargetAnswer(name=self.card.target, probabilities=probabilities),),
+            slice_weights=answer.slice_weights.cpu().numpy(),
+        )
+
+    def tell(self, look: SliceLook, said: Said, *, sex: str | None, age_years: float | None) -> Prediction:
+        """The answer with all that is to be known of it."""
+        assert said.slice_weights is not None
         return Prediction(
             model=self.card,
-            targets=(TargetAnswer(name=self.card.target, probabilities=probabilities),),
+            targets=said.targets,
             attention_axis=self._model.slices.axis,
-            attention=self._weigh_slices(scan, view, answer.slice_weights),
+            attention=self._weigh_slices(look.scan, look.view, said.slice_weights),
             profile=self.card.profile,
             profile_sha256=self.card.profile_sha256,
-            warnings=(
-                *warnings,
-                *compare_spacing(scan, self.card.spacing_mm),
-                *_tell_missing(view),
-                *tell_unused(sex=sex, age_years=age_years),
-            ),
+            warnings=(*look.notes, *tell_unused(sex=sex, age_years=age_years)),
         )
 
     def explain(self, scan: Scan, *, num_steps: int = NUM_STEPS) -> AnswerMap:
@@ -75,11 +123,11 @@ class SlicePredictor:
             scan = prepare(scan, self._profile).scan
         return map_slices(self._model, scan)
 
-    def _weigh_slices(self, scan: Scan, view: SliceView, weights: torch.Tensor) -> tuple[SliceWeight, ...]:
+    def _weigh_slices(self, scan: Scan, view: SliceView, weights: np.ndarray) -> tuple[SliceWeight, ...]:
         mask = view.mask.cpu()
         index = view.slice_index.cpu()[mask].numpy()
         position_mm = slice_positions_mm(scan.grid_shape, scan.affine, self._model.slices, index)
-        rows = zip(index.tolist(), position_mm.tolist(), weights.cpu()[mask].tolist(), strict=True)
+        rows = zip(index.tolist(), position_mm.tolist(), weights[mask.numpy()].tolist(), strict=True)
         return tuple(SliceWeight(slice_index=i, position_mm=mm, weight=weight) for i, mm, weight in rows)
 
 

@@ -117,7 +117,7 @@ def test_the_job_writes_a_column_for_each_target(model_folder: Path, run: Scan, 
     assert (answer["exit_code"], answer["num_refused"]) == (1, 1)
     with (tmp_path / "out/predictions.csv").open(newline="") as file:
         good, bad = csv.DictReader(file)
-    numbers = ["cognition", "cognition_low", "cognition_high", "cognition_level", "cognition_spread"]
+    numbers = ["cognition", *(f"cognition_{part}" for part in ("low", "high", "level", "spread", "model_spread"))]
     said = ["label", "probability_F", "probability_M", *numbers]
     assert list(good) == ["scan", *said, "profile", "profile_sha256", "warnings", "refusal"]
     assert float(good["probability_F"]) + float(good["probability_M"]) == pytest.approx(1)

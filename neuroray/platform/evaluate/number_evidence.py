@@ -76,7 +76,7 @@ class NumberEvaluation:
         seeds: Where several seeds were judged together; the rest is then of the mean of what they say.
         strata: A metric, `strata_metric`, within parts of the people.
         validation: What each fold's model says of the people that it was selected on, for corrections of a brain age
-            gap; they are in no metric. Empty for other targets than age.
+            gap, and for the intervals of several models together; they are in no metric. Empty where it is for neither.
         age: What is told besides where the target is age.
     """
 

@@ -49,6 +49,7 @@ def evaluate(
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
     external: bool = False,
+    of_ensemble: bool = False,
     device: str = "cpu",
     facts: Mapping[str, Any] | None = None,
     track: Track | None = None,
@@ -64,6 +65,7 @@ def evaluate(
         target: Which of the model's targets; the main one when left out.
         seed: Of the bootstrap.
         num_resamples: Of the bootstrap.
+        of_ensemble: The run is one seed of several: what it says of its validation people is wanted too.
         external: Judge everybody in the store, which is that of another cohort, by the models of all folds together.
         device: Where to compute.
         facts: What the report is to tell of its making: `versions`, `made_at`, `git_commit`, `commands`.
@@ -102,11 +104,16 @@ def evaluate(
         judged = [_judge(fold, opened, records, device=device, track=track) for fold in runs]
         found = _assemble(runs, judged, records, provenance, **draws)
     if isinstance(found, NumberEvaluation):
-        if is_age(found.target):
+        if is_age(found.target) or _is_calibrated(runs, found.target, of_ensemble=of_ensemble):
             said = answer_validation(runs, opened, target=target, device=device, track=track)
             found = dataclasses.replace(found, validation=said)
         return _complete(found, _trained_ages(runs, records), shuffled=shuffled)
     return dataclasses.replace(found, warnings=gather_warnings(found, shuffled=shuffled))
+
+
+def _is_calibrated(runs: Sequence[RunFold], target: str, *, of_ensemble: bool) -> bool:
+    """Whether intervals of several models together will rest on this target's errors in validation people."""
+    return (of_ensemble or len(runs) > 1) and target == runs[0].card["target"]
 
 
 def _judge_external(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from neuroray.platform.evaluate.age_evidence import add_age_evidence
+from neuroray.platform.evaluate.conformal import PredictionInterval, calibrate_errors
+from neuroray.platform.evaluate.coverage import measure_coverage
 from neuroray.platform.evaluate.evidence import Evaluation, Fold, Judged, average_by_person, draw_for, measure, stratify
 from neuroray.platform.evaluate.findings import gather_warnings
 from neuroray.platform.evaluate.metrics import EvaluationError, classification_metrics, regression_metrics
@@ -45,7 +47,7 @@ def evaluate_seeds(run: Path, **settings: Any) -> Evaluation | NumberEvaluation:
     folders = find_seeds(run)
     if len(folders) < 2:
         raise EvaluationError("a spread over seeds takes two or more", given=", ".join(path.name for path in folders))
-    found = [evaluate(folder, **settings) for folder in folders]
+    found = [evaluate(folder, of_ensemble=True, **settings) for folder in folders]
     _require_same_people(found, folders)
     first = found[0]
     spread = SeedSpread(
@@ -82,19 +84,42 @@ def _average_numbers(
     first: NumberEvaluation, found: Sequence[NumberEvaluation], draws: dict[str, int]
 ) -> NumberEvaluation:
     said = np.mean([one.predicted for one in found], axis=0)
-    why = f"no interval: the mean of {len(found)} models has no errors in validation people of its own"
+    validation = _average_validation(found)
+    bounds = _bound_by_fold(validation, len(found))
     judged = tuple(
-        dataclasses.replace(row, predicted=float(value), spread=None, interval=None, no_interval=why)
+        dataclasses.replace(row, predicted=float(value), spread=None, **bounds(row.fold, float(value)))
         for row, value in zip(first.judged, said, strict=True)
     )
+    weighed = dict(weigh_judged(judged, **draws))
     averaged = dataclasses.replace(
         first,
-        **weigh_judged(judged, **draws),
+        **weighed,
         folds=tuple(_refold(fold, judged, found) for fold in first.folds),
-        coverage=None,
-        validation=_average_validation(found),
+        coverage=measure_coverage(judged, weighed["resamples"]),
+        validation=validation,
     )
     return averaged if first.age is None else add_age_evidence(averaged, first.age.trained_ages_years)
+
+
+def _bound_by_fold(
+    validation: Sequence[JudgedNumber], num_models: int
+) -> Callable[[int, float], dict[str, PredictionInterval | str | None]]:
+    """Intervals of the mean over seeds, by its own errors in the fold's validation people."""
+    by_fold: dict[int, list[JudgedNumber]] = {}
+    for row in validation:
+        by_fold.setdefault(row.fold, []).append(row)
+    calibrations = {
+        fold: calibrate_errors([row.predicted - row.value for row in rows], [row.group for row in rows])
+        for fold, rows in by_fold.items()
+    }
+    why = f"no interval: the mean of {num_models} models has no errors in validation people of its own"
+
+    def bound(fold: int, value: float) -> dict[str, PredictionInterval | str | None]:
+        if fold not in calibrations:
+            return {"interval": None, "no_interval": why}
+        return {"interval": calibrations[fold].around(value), "no_interval": calibrations[fold].reason}
+
+    return bound
 
 
 def _average_validation(found: Sequence[NumberEvaluation]) -> tuple[JudgedNumber, ...]:

@@ -42,6 +42,9 @@ class TargetAnswer:
         spread: Standard deviation over windows, of the value or of the likeliest class's probability; None of one
             window. It tells how much the answer changes within the run, not how far it is from the truth.
         num_windows: How many windows there were.
+        num_models: Of how many trainings it is the mean.
+        model_spread: Standard deviation over these (n - 1), of the value or of the likeliest class's probability; None
+            of one. Where they differ more than elsewhere, the people of the training tell less of this one.
     """
 
     name: str
@@ -53,6 +56,8 @@ class TargetAnswer:
     quantiles: Mapping[str, float] = field(default_factory=dict)
     spread: float | None = None
     num_windows: int = 1
+    num_models: int = 1
+    model_spread: float | None = None
 
     @property
     def label(self) -> str | None:
