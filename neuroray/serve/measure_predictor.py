@@ -78,7 +78,7 @@ class MeasurePredictor:
             ScanError: as `predict`.
             ModelError: as `predict`.
         """
-        faults = find_faults(scan)
+        faults = find_faults(scan, self.card.modality)
         if self._profile.name != NATIVE:
             scan = prepare(scan, self._profile).scan
         notes = (*faults, *compare_spacing(scan, self.card.spacing_mm))

@@ -81,7 +81,7 @@ class RunPredictor:
             ScanError: as `predict`.
         """
         self._require_run(scan)
-        faults = find_faults(scan)
+        faults = find_faults(scan, self.card.modality)
         prepared = prepare(scan, self._profile)
         motion = _measure_motion(prepared)
         notes = (

@@ -80,7 +80,7 @@ class SlicePredictor:
             ModelError: as `predict`.
         """
         _require_volume(scan, self.card)
-        faults = find_faults(scan)
+        faults = find_faults(scan, self.card.modality)
         if self._profile.name != NATIVE:
             scan = prepare(scan, self._profile).scan
         with torch.inference_mode():

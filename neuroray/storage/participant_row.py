@@ -6,6 +6,7 @@ import math
 import re
 from typing import Final, Literal
 
+from neuroray.storage.age_unit import AGE_COLUMNS, MONTH_COLUMNS, AgeUnit
 from neuroray.storage.scan_names import name_stem, subject_of
 from neuroray.storage.table_file import MISSING, TableError, TextTable
 
@@ -15,7 +16,7 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "subject": ("participant_id", "subject_id", "subject", "mrid", "id"),
     "file": ("niftifile", "nifti_file", "filename", "file_name", "file", "image_file", "scan_file"),
     "session": ("session_id", "session"),
-    "age_years": ("age_years", "age", "age_at_scan"),
+    "age_years": (*AGE_COLUMNS, *MONTH_COLUMNS),
     "sex": ("sex", "gender"),
     "diagnosis": ("diagnosis", "dx", "group"),
     "cognition": ("cognition", "cognition_score"),
@@ -51,11 +52,19 @@ def check_subject_id(text: str) -> str:
 class RowReader:
     """Typed values of one row; what cannot be typed is noted in `faults`, what is missing in `notices`."""
 
-    def __init__(self, table: TextTable, places: dict[str, int], faults: list[str], notices: list[str]) -> None:
+    def __init__(
+        self,
+        table: TextTable,
+        places: dict[str, int],
+        faults: list[str],
+        notices: list[str],
+        age_unit: AgeUnit | None = None,
+    ) -> None:
         self._table = table
         self._places = places
         self._faults = faults
         self._notices = notices
+        self._age_unit = age_unit or AgeUnit()
         self._number = 0
         self._cells: tuple[str, ...] = ()
 
@@ -127,12 +136,16 @@ class RowReader:
             return None
         if re.fullmatch(r"\d+\+", cell):
             self._notice("age_years", f"{cell} was read as {cell[:-1]}")
-            return float(cell[:-1])
+            return float(cell[:-1]) / self._age_unit.per_year
         age = self.number("age_years")
-        if age is not None and not 0 <= age <= _OLDEST_YEARS:
-            self._fault("age_years", f"an age of {age:g}, {_NOT_AN_AGE}")
+        if age is None:
             return None
-        return age
+        years = age / self._age_unit.per_year
+        if not 0 <= years <= _OLDEST_YEARS:
+            unit = "" if self._age_unit.per_year == 1 else f" {self._age_unit.name}"
+            self._fault("age_years", f"an age of {age:g}{unit}, {_NOT_AN_AGE}")
+            return None
+        return years
 
     def sex(self) -> Sex | None:
         """M or F."""

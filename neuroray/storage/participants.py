@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from neuroray.storage.age_unit import AgeUnit, find_age_unit
 from neuroray.storage.participant_row import COLUMNS, RowReader, Sex, check_subject_id
 from neuroray.storage.table_file import TableError, TextTable, raise_faults, read_text_table
 
@@ -91,7 +92,8 @@ def read_participants(path: str | Path) -> ParticipantTable:
 
     Sex is M, male, F, female in any case; "other" and "unknown" become None, with a notice. Numbers for sex are a
     fault: studies disagree on which is which. An age that is missing becomes None, with a notice; "89+" is read as 89,
-    with one.
+    with one. Ages are in years, unless the column is called age_months, or a JSON file of the table's name gives it
+    another unit (BIDS: `{"age": {"Units": "months"}}`): then they are turned into years, with a notice.
 
     Raises:
         TableError: names file, row and column of all faults at once: an id that is missing, listed twice or unsafe as
@@ -99,25 +101,28 @@ def read_participants(path: str | Path) -> ParticipantTable:
     """
     path = Path(path)
     if not path.is_dir():
-        return _parse_table(read_text_table(path))
-    people = _parse_table(read_text_table(path / "participants.tsv"))
+        return _read_table(path)
+    people = _read_table(path / "participants.tsv")
     visits = list(people.participants)
     notices = list(people.notices)
     for file in sorted(path.glob("sub-*/sub-*_sessions.tsv")):
         subject = check_subject_id(file.parent.name)
-        table = _parse_table(read_text_table(file), subject=subject)
+        table = _read_table(file, subject=subject)
         known = people.find(subject)
         visits += [_fill_in(visit, known) for visit in table]
         notices += table.notices
     return ParticipantTable(participants=tuple(visits), notices=tuple(notices), files=people.files)
 
 
-def _parse_table(table: TextTable, *, subject: str | None = None) -> ParticipantTable:
+def _read_table(path: Path, *, subject: str | None = None) -> ParticipantTable:
     """Types all rows; `subject` is given for a table of one person's visits, which has no column for it."""
+    table = read_text_table(path)
     places = _find_columns(table, needed="subject" if subject is None else "session")
     faults: list[str] = []
     notices = list(table.notices)
-    reader = RowReader(table, places, faults, notices)
+    unit = find_age_unit(path, table.columns[places["age_years"]]) if "age_years" in places else AgeUnit()
+    notices += [unit.notice] if unit.notice else []
+    reader = RowReader(table, places, faults, notices, unit)
     first_rows: dict[tuple[str | None, ...], int] = {}
     participants, files = [], {}
     for number, cells in table.rows:

@@ -193,3 +193,13 @@ def with_profile(model_folder: Path, folder: Path, profile: StoredProfile) -> Pa
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"profile": profile.to_json()}))
     return folder
+
+
+def test_a_cropped_head_another_contrast_and_far_coarser_voxels_are_told(predictor: Predictor, t1: Scan) -> None:
+    cropped = dataclasses.replace(t1, voxels=t1.voxels[:, :, :-30])
+    assert any("cut off at the top" in note for note in predictor.predict(cropped).warnings)
+    voxels = np.asarray(t1.voxels, dtype=np.float32)
+    inverted = dataclasses.replace(t1, voxels=np.where(voxels > 40, np.clip(400 - voxels, 0, None), voxels))
+    assert any("does not look T1-weighted" in note for note in predictor.predict(inverted).warnings)
+    coarse = dataclasses.replace(t1, voxels=voxels[::3, ::3, ::3], affine=t1.affine @ np.diag([3.0, 3.0, 3.0, 1.0]))
+    assert any("more than twice as coarse" in note for note in predictor.predict(coarse).warnings)

@@ -258,3 +258,48 @@ def test_no_accepted_id_leaves_its_folder(text: str) -> None:
     assert Path("store", label).resolve().parent == Path("store").resolve()
     assert label.isascii()
     assert label.isprintable()
+
+
+def test_months_by_the_columns_name_become_years_and_are_told(tmp_path: Path) -> None:
+    table = read_participants(_table(tmp_path, "participant_id,age_months\na,540\nb,6\nc,n/a\n"))
+    assert [row.age_years for row in table] == [45.0, 0.5, None]
+    assert table.notices[0] == "people.csv: the column age_months: ages are in months; they were divided by 12"
+    both = read_participants(_table(tmp_path, "participant_id,age,age_months\na,45,540\n", "both.csv"))
+    assert both.participants[0].age_years == 45.0
+    assert both.participants[0].extra == {"age_months": "540"}
+    assert both.notices == ()
+
+
+@pytest.mark.parametrize(
+    ("unit", "cell", "years"),
+    [
+        ("months", "18", 1.5),
+        ("Weeks", "104.355", 2.0),
+        ("days", "3652.425", 10.0),
+        ("years", "18", 18.0),
+        ("", "7", 7.0),
+    ],
+)
+def test_the_unit_beside_the_table_is_followed(tmp_path: Path, unit: str, cell: str, years: float) -> None:
+    (tmp_path / "participants.json").write_text(f'{{"age": {{"Description": "at the scan", "Units": "{unit}"}}}}')
+    _table(tmp_path, f"participant_id\tage\nsub-a\t{cell}\n", "participants.tsv")
+    table = read_participants(tmp_path)
+    assert table.participants[0].age_years == pytest.approx(years)
+    assert (table.notices == ()) == (unit in ("years", ""))
+
+
+def test_a_unit_that_ages_do_not_have_and_a_broken_description_are_refused(tmp_path: Path) -> None:
+    path = _table(tmp_path, "participant_id\tage\nsub-a\t30\n", "participants.tsv")
+    (tmp_path / "participants.json").write_text('{"age": {"Units": "mm"}}')
+    with pytest.raises(TableError, match=r"participants\.json gives ages a unit that they do not have; given mm"):
+        read_participants(path)
+    (tmp_path / "participants.json").write_text("{")
+    with pytest.raises(TableError, match=r"participants\.json cannot be read"):
+        read_participants(path)
+    (tmp_path / "participants.json").write_text('["a list"]')
+    assert read_participants(path).participants[0].age_years == 30.0
+
+
+def test_months_too_many_for_a_life_are_refused_in_their_own_unit(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="an age of 1500 months, outside 0 to 120 years"):
+        read_participants(_table(tmp_path, "participant_id,age_months\na,1500\n"))

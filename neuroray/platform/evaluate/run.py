@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from neuroray.platform.data.duplicates import find_duplicates, tell_duplicates
 from neuroray.platform.data.splits import SIDES, Split
 from neuroray.platform.evaluate.metrics import EvaluationError
 from neuroray.storage.profiles.agreement import require_profile
@@ -95,7 +96,7 @@ def check_people(fold: RunFold, records: Mapping[str, ScanRecord]) -> None:
     Their scans must have been prepared as those of the training.
 
     Raises:
-        EvaluationError: a person or a family on two sides, or scans that the catalogue does not know.
+        EvaluationError: a person, a family or a picture on two sides, or scans that the catalogue does not know.
         ProfileError: scans that were prepared otherwise than those it was trained on.
     """
     unknown = sum(scan_id not in records for side in SIDES for scan_id in fold.split.side(side))
@@ -105,6 +106,13 @@ def check_people(fold: RunFold, records: Mapping[str, ScanRecord]) -> None:
             fix="name the store that the run was trained on: --store",
         )
     require_profile((records[scan_id] for scan_id in fold.split.test), fold.card)
+    leaks = find_duplicates(records.values(), fold.split)
+    if leaks:
+        raise EvaluationError(
+            f"the same picture is on two sides of the split in {fold.path}, under several names",
+            given=tell_duplicates(leaks, fold.split),
+            fix="neuroray remove STORE --subject ID for the copies, and train again",
+        )
     for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
         for what in ("subject", "family_id"):
             both = _names(fold, first, what, records) & _names(fold, second, what, records)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from neuroray.platform.data.duplicates import find_duplicates, tell_duplicates
 from neuroray.platform.data.plan import Plan, PlanConfig, item_at
 from neuroray.platform.data.windows import choose_windows
 from neuroray.platform.train.checkpointing import Checkpoints, load_model
@@ -82,7 +83,16 @@ def prepare_run(recipe: Recipe, *, store: str, folder: Location) -> Run:
         PlanError: windows that do not fit the scans.
     """
     version = ScanStore(store, version=choose_version(folder, recipe)).version
-    cohort = recipe.task().prepare(ScanStore(store, version=version))
+    opened = ScanStore(store, version=version)
+    cohort = recipe.task().prepare(opened)
+    leaks = find_duplicates(opened.records(), cohort.split)
+    if leaks:
+        raise RecipeError(
+            "the same picture is on two sides of the split, under several names",
+            given=tell_duplicates(leaks, cohort.split),
+            expected="every scan once",
+            fix="neuroray remove STORE --subject ID for the copies, or give their people one family_id",
+        )
     pinned = dataclasses.replace(recipe.data, store=cohort.store, version=version)
     run = Run(recipe=dataclasses.replace(recipe, data=pinned), cohort=cohort, folder=folder)
     for plan in (training_plan, validation_plan):
