@@ -34,6 +34,7 @@ Method = Literal[
     "occlusion",
     "integrated_gradients",
     "grad_x_token",
+    "integrated_tokens",
     "rollout",
     "paper_fused",
 ]
@@ -58,7 +59,8 @@ class Args:
     method: Method | None = None
     """How. Models of slices: slice attention (when not given), slice times patch attention, gradient times input, or
     leaving slices out. Models of runs: Integrated Gradients. Models that tell a measure from slices: gradient times
-    token (when not given), attention rollout, or the fused scores that BrainRotViT was released with."""
+    token (when not given), Integrated Gradients of tokens against other people, attention rollout, or the fused scores
+    that BrainRotViT was released with."""
 
     target: str | None = None
     """The class to explain, the likeliest when not given; of a model of runs a target or a class of one."""
@@ -71,6 +73,10 @@ class Args:
 
     num_steps: int = 32
     """Integrated Gradients: nodes on the way there."""
+
+    against: int = 8
+    """Integrated Gradients of tokens: compare with the mean of so many of the run's training people, encoded anew (and
+    once more for each step of the check)."""
 
     group: int = 0
     """Models of runs or of a measure: explain so many of the run's test people and average, in place of one scan."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from neuroray.jobs.explain_measures import REGIONS_TOLD, tell_space
+from neuroray.jobs.explain_measures import REGIONS_TOLD, ExplainScan, make_explain, tell_space
 from neuroray.jobs.explained_scan import choose_people
 from neuroray.jobs.logs import progress
 from neuroray.platform.evaluate.intervals import Estimate
@@ -26,7 +26,7 @@ from neuroray.platform.explain.measure_groups import (
     name_decade,
     sort_decades,
 )
-from neuroray.platform.explain.measure_maps import ADDING_UP, MeasureExplanation, explain_measure
+from neuroray.platform.explain.measure_maps import ADDING_UP, SIGNED, MeasureExplanation
 from neuroray.platform.explain.measure_parts import PART_KINDS, share_parts
 from neuroray.platform.explain.overlay import BACKDROP
 from neuroray.storage.nifti import write_map
@@ -65,7 +65,7 @@ def explain_group(args: Args, model: SliceMeasureModel, out: Path) -> dict[str, 
     store, records = choose_people(args.run, args.store, args.group)
     require_profile(records, model.card)
     method = args.method or "grad_x_token"
-    gathered = _gather(model, store, progress(records, label="explain"), method)
+    gathered = _gather(model, store, progress(records, label="explain"), make_explain(args, model))
     group = gathered.everybody.result()
     for name in ("values", "magnitudes", "agreement"):
         write_map(getattr(group, name), gathered.grid, out / f"group_{name}.nii.gz", overwrite=True)
@@ -88,15 +88,19 @@ def explain_group(args: Args, model: SliceMeasureModel, out: Path) -> dict[str, 
     (out / "group_overlay.png").write_bytes(to_png(drawn, background=BACKDROP))
     (out / "group_parts.png").write_bytes(to_png(draw_parts(parts["tissues"], parts["networks"], group.num_people)))
     if len(described["decades"]) > 1:
-        (out / "group_decades.png").write_bytes(to_png(draw_decades(described["decades"])))
+        (out / "group_decades.png").write_bytes(
+            to_png(draw_decades(described["decades"], target.unit if method in SIGNED else ""))
+        )
     return described | {"text": _tell(described, out)}
 
 
-def _gather(model: SliceMeasureModel, store: ScanStore, records: Iterable[ScanRecord], method: str) -> _Gathered:
+def _gather(
+    model: SliceMeasureModel, store: ScanStore, records: Iterable[ScanRecord], explain: ExplainScan
+) -> _Gathered:
     gathered = None
     for record in records:
         scan = store.read(record.scan_id)
-        found = explain_measure(model, scan, method=method, sex=record.sex)
+        found = explain(model, scan, record.sex)
         if gathered is None:
             gathered = _Gathered(
                 grid=scan,

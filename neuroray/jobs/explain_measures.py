@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuroray.jobs.explained_scan import ExplainedScan, find_scan
+from neuroray.jobs.explained_scan import ExplainedScan, choose_people, find_scan
 from neuroray.platform.evaluate.slice_measure import SliceMeasureModel
 from neuroray.platform.evaluate.style import to_png
 from neuroray.platform.explain.measure_figures import draw_cascade, draw_measure_map, draw_slices
@@ -16,23 +16,28 @@ from neuroray.platform.explain.measure_parts import share_parts
 from neuroray.platform.explain.overlay import BACKDROP
 from neuroray.platform.explain.randomisation import check_weights, slice_model_stages
 from neuroray.platform.explain.runs import Share
+from neuroray.platform.explain.token_reference import TokenReference, average_tokens
 from neuroray.storage.nifti import write_map
 from neuroray.storage.profiles import lay_back
-from neuroray.storage.profiles.agreement import read_model_profile
+from neuroray.storage.profiles.agreement import read_model_profile, require_profile
+from neuroray.storage.scan import Scan
 
 if TYPE_CHECKING:
     from neuroray.jobs.explain import Args
 
 REGIONS_TOLD = 20
 
+ExplainScan = Callable[[SliceMeasureModel, Scan, str | None], MeasureExplanation]
+"""Explains a scan of a person of some sex by a model."""
+
 
 def explain_one(args: Args, model: SliceMeasureModel, out: Path) -> dict[str, Any]:
     """One scan: its map, its slices, its parts and its sums, and the check by scrambled weights."""
     given = find_scan(args.scan, args.store, args.subject, model.card)
-    method, sex = args.method or "grad_x_token", args.sex or given.sex
+    sex, explain_scan = args.sex or given.sex, make_explain(args, model)
 
     def explain(module: Any) -> MeasureExplanation:
-        return explain_measure(dataclasses.replace(model, module=module), given.scan, method=method, sex=sex)
+        return explain_scan(dataclasses.replace(model, module=module), given.scan, sex)
 
     found = explain(model.module)
     described = {"sex": sex} | found.to_json() | _write_maps(found, given, out)
@@ -45,6 +50,31 @@ def explain_one(args: Args, model: SliceMeasureModel, out: Path) -> dict[str, An
         described["checks"] = {"seed": args.seed, "map_correlation_after_scrambling": correlations}
         (out / "checks.png").write_bytes(to_png(draw_cascade(correlations, is_signed=found.is_signed)))
     return described | {"text": _tell(found, described, out)}
+
+
+def make_explain(args: Args, model: SliceMeasureModel) -> ExplainScan:
+    """The method that was asked for, with what it compares with: training people, looked at by the model in question.
+
+    Raises:
+        UsageError: a comparison without a RUN folder to take training people from.
+        ProfileError: these were prepared otherwise than the model expects.
+    """
+    method = args.method or "grad_x_token"
+    if method != "integrated_tokens":
+        return lambda model, scan, sex: explain_measure(model, scan, method=method, sex=sex)
+    store, records = choose_people(args.run, args.store if args.group else None, args.against, side="train")
+    require_profile(records, model.card)
+    known: dict[int, TokenReference] = {}
+
+    def explain(model: SliceMeasureModel, scan: Scan, sex: str | None) -> MeasureExplanation:
+        # Of other weights another reference; the last one alone is kept, for a group asks for the same again.
+        if id(model.module) not in known:
+            known.clear()
+            known[id(model.module)] = average_tokens(model, (store.read(record.scan_id) for record in records))
+        reference = known[id(model.module)]
+        return explain_measure(model, scan, method=method, sex=sex, reference=reference, num_steps=args.num_steps)
+
+    return explain
 
 
 def describe_parts(parts: Mapping[str, list[Share]], model: SliceMeasureModel) -> dict[str, Any]:
@@ -88,6 +118,11 @@ def _tell(found: MeasureExplanation, described: dict[str, Any], out: Path) -> st
         ]
     lines += [f"  {share['name']:<30}{share['density']:.2f} times its size's part" for share in described["tissues"]]
     lines.append(f"  tissues lie where they do if the scan is in {described['space_assumed']}")
+    if "reference_answer" in described:
+        lines.append(
+            f"  {described['expected_sum']:+.4g} against {described['reference_answer']:.4g}, "
+            f"what the model says of the mean of {described['reference_people']} people"
+        )
     if "checks" in described:
         for stage, value in described["checks"]["map_correlation_after_scrambling"].items():
             told = "constant" if value["values"] is None else f"{value['values']:.2f}"

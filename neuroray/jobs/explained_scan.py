@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -60,17 +60,27 @@ def find_scan(path: str | None, store_uri: str | None, subject: str | None, card
     return ExplainedScan(scan=store.read(scan_id), to_template=store.read_to_template(scan_id), sex=wanted[0].sex)
 
 
-def choose_people(run: str, store_uri: str | None, number: int) -> tuple[ScanStore, list[ScanRecord]]:
-    """As many of a run's test people as asked for, spread evenly over the split's order, and the store they lie in.
+def choose_people(
+    run: str, store_uri: str | None, number: int, *, side: Literal["train", "test"] = "test"
+) -> tuple[ScanStore, list[ScanRecord]]:
+    """As many people of a run as asked for, spread evenly over the split's order, and the store they lie in.
+
+    Args:
+        run: A RUN folder, or one fold of it.
+        store_uri: The store; the one that the run was trained on when None.
+        number: How many; all where there are fewer.
+        side: Of the split.
 
     Raises:
         UsageError: a folder without a split.
     """
     folder = Path(run) if (Path(run) / "splits.json").is_file() else Path(run) / "fold-0"
     if not (folder / "splits.json").is_file():
-        raise UsageError("a group is taken from a run's test people", given=run, expected="a RUN folder")
+        what = "a group is" if side == "test" else "people to compare with are"
+        raise UsageError(f"{what} taken from a run's {side} people", given=run, expected="a RUN folder")
     split = Split.read_json(folder / "splits.json")
     recorded = json.loads((folder / "config.json").read_text()).get("data", {})
     store = ScanStore(str(store_uri or recorded.get("store")), version=split.catalogue_version)
-    places = np.unique(np.linspace(0, len(split.test) - 1, min(number, len(split.test))).round().astype(int))
-    return store, [store.record(split.test[place]) for place in places]
+    scan_ids = split.test if side == "test" else split.train
+    places = np.unique(np.linspace(0, len(scan_ids) - 1, min(number, len(scan_ids))).round().astype(int))
+    return store, [store.record(scan_ids[place]) for place in places]

@@ -80,7 +80,7 @@ def test_a_stored_scan_is_explained_as_its_file_and_its_sex_is_known(store: Scan
 
 def test_what_does_not_fit_is_refused_with_what_does(store: ScanStore, run: Path, tmp_path: Path) -> None:
     shared = {"run": str(run), "store": store.uri, "subject": "003", "out": str(tmp_path)}
-    with pytest.raises(NeurorayError, match="grad_x_token, rollout, paper_fused"):
+    with pytest.raises(NeurorayError, match="grad_x_token, integrated_tokens, rollout, paper_fused"):
         explain.run(explain.Args(**shared, method="occlusion"))
 
 
@@ -105,6 +105,22 @@ def test_a_group_of_test_people_has_mean_maps_by_decade(method, store: ScanStore
     assert "4 people explained" in answer["text"]
     text = (tmp_path / "explain.json").read_text()
     assert not any(scan_id in text for scan_id in split["test"])
+
+
+def test_a_difference_from_training_people_adds_up_to_that_of_the_answers(run: Path, store: ScanStore, tmp_path: Path):
+    arguments = {"run": str(run), "method": "integrated_tokens", "against": 3, "skip_checks": True}
+    answer = explain.run(explain.Args(**arguments, store=store.uri, subject="003", out=str(tmp_path / "one")))
+    described = json.loads((tmp_path / "one/explain.json").read_text())
+    assert described["reference_people"] == 3
+    difference = described["answer"] - described["reference_answer"]
+    scale = described["map"]["sum_of_magnitudes"]
+    total = described["map"]["sum"] + described["prefix_tokens"]["sum"]
+    assert total == pytest.approx(difference, abs=1e-2 * scale)  # 32 nodes over the kinks of a head of a dozen units
+    assert "the model says of the mean of 3 people" in answer["text"]
+    explain.run(explain.Args(**arguments, group=2, out=str(tmp_path / "group")))
+    assert json.loads((tmp_path / "group/explain.json").read_text())["num_people"] == 2
+    with pytest.raises(NeurorayError, match="a run's train people"):
+        explain.run(explain.Args(**arguments | {"run": str(run / "model")}, store=store.uri, subject="003"))
 
 
 def test_a_scan_in_a_template_has_its_map_there_and_over_itself_with_the_same_sum(run: Path, tmp_path: Path) -> None:

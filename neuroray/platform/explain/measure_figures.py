@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from neuroray.platform.evaluate.intervals import Estimate
 from neuroray.platform.evaluate.style import INK, MUTED, SERIES, styled
 from neuroray.platform.explain.groups import GroupMap
-from neuroray.platform.explain.measure_maps import MEASURE_METHODS, MeasureExplanation
+from neuroray.platform.explain.measure_maps import SIGNED, MeasureExplanation, name_quantity
 from neuroray.platform.explain.overlay import VoxelMap, draw_map
 from neuroray.storage.scan import Scan
 
@@ -65,9 +65,8 @@ def draw_cascade(correlations: Mapping[str, Mapping[str, float | None]], *, is_s
 
 def draw_group_map(anatomy: Scan, group: GroupMap, *, target: str, unit: str, method: str) -> Figure:
     """The mean map of a group over its mean anatomy, without a face."""
-    of_unit = f" ({unit})" if unit and method == "grad_x_token" else ""
-    quantity = f"{target}: {MEASURE_METHODS[method]}{of_unit}, mean of {group.num_people} people"
-    return draw_map(anatomy, VoxelMap(values=group.values, quantity=quantity, is_signed=method == "grad_x_token"))
+    quantity = f"{target}: {name_quantity(method, unit)}, mean of {group.num_people} people"
+    return draw_map(anatomy, VoxelMap(values=group.values, quantity=quantity, is_signed=method in SIGNED))
 
 
 @styled
@@ -89,7 +88,7 @@ def draw_parts(
 
 
 @styled
-def draw_decades(decades: Mapping[str, Mapping[str, Any]]) -> Figure:
+def draw_decades(decades: Mapping[str, Mapping[str, Any]], unit: str) -> Figure:
     """What each tissue adds in the mean, decade by decade of age."""
     figure = Figure(figsize=(7.2, 3.4))
     axes = figure.subplots()
@@ -98,7 +97,11 @@ def draw_decades(decades: Mapping[str, Mapping[str, Any]]) -> Figure:
         totals = [decade["tissues"].get(name, {}).get("total", np.nan) for decade in decades.values()]
         axes.plot(range(len(decades)), totals, color=SERIES[number % len(SERIES)], lw=1.2, marker="o", ms=4, label=name)
     axes.axhline(0, color=INK, lw=0.6)
-    axes.set(xticks=range(len(decades)), xlabel="Decade of age (people)", ylabel="Added in the mean")
+    axes.set(
+        xticks=range(len(decades)),
+        xlabel="Decade of age (people)",
+        ylabel=f"Added in the mean ({unit})" if unit else "In the mean",
+    )
     axes.set_xticklabels([f"{decade}\n({one['num_people']})" for decade, one in decades.items()])
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     axes.set_title("What tissues add at each age", pad=10)

@@ -26,7 +26,7 @@ class TokenEffects:
     Attributes:
         patches: Of the patches, on their grid.
         prefix: Of the class token and registers of each slice, which lie nowhere in the picture.
-        expected_sum: What all of them must add up to: the map of slices as the head takes it, times the gradient.
+        expected_sum: What all of them must add up to.
         value: The number itself, as the model answers.
     """
 
@@ -87,14 +87,39 @@ def multiply_tokens(
         ExplainError: an encoder whose vectors are no mean of tokens that lie in the picture.
     """
     encoder: Any = model.module.encoder
+    tokens = encode_pictures(model, images)
+    features = encoder.read_out(tokens)
+    value, gradient = differentiate_answer(model, features, sex=sex)
+    expected = float((features.double() * gradient.double()).sum())
+    return multiply(encoder, tokens, gradient, expected_sum=expected, value=value)
+
+
+def encode_pictures(
+    model: SliceMeasureModel, images: Float[Tensor, "slice 3 height width"]
+) -> Float[Tensor, "slice token channel"]:
+    """All tokens of the pictures.
+
+    Raises:
+        ExplainError: an encoder whose vectors are no mean of tokens that lie in the picture.
+    """
+    encoder: Any = model.module.encoder
     if encoder.config.readout not in ("mean", "grid"):
         raise _no_tokens(f'readout "{encoder.config.readout}"')
     try:
-        tokens = encoder.encode_tokens(images)
+        return encoder.encode_tokens(images)
     except ModelError as error:
         raise _no_tokens(error.fault) from error
-    features = encoder.read_out(tokens)
-    value, gradient = differentiate_answer(model, features, sex=sex)
+
+
+def multiply(
+    encoder: Any,
+    tokens: Float[Tensor, "slice token channel"],
+    gradient: Float[Tensor, "slice vector"],
+    *,
+    expected_sum: float,
+    value: float,
+) -> TokenEffects:
+    """Tokens, or their differences, times the gradient of what the readout makes of them."""
     prefix, grid = encoder.num_prefix_tokens, encoder.grid
     if encoder.config.readout == "mean":
         effects = torch.einsum("stc,sc->st", tokens.double(), gradient.double()) / tokens.shape[1]
@@ -106,7 +131,7 @@ def multiply_tokens(
     return TokenEffects(
         patches=effects[:, prefix:].unflatten(1, grid).cpu().numpy(),
         prefix=effects[:, :prefix].sum(1).cpu().numpy(),
-        expected_sum=float((features.double() * gradient.double()).sum()),
+        expected_sum=expected_sum,
         value=value,
     )
 

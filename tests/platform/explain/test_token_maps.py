@@ -179,7 +179,7 @@ def test_what_has_no_tokens_is_refused_with_what_would_do():
     by_class = build_measure_model(encoder=SliceEncoderConfig(backbone="test_vit", readout="cls"))
     with pytest.raises(ExplainError, match='readout "cls"'):
         explain_measure(by_class, scan)
-    with pytest.raises(ExplainError, match="grad_x_token, rollout"):
+    with pytest.raises(ExplainError, match="grad_x_token, integrated_tokens, rollout"):
         explain_measure(by_class, scan, method="occlusion")
 
 
