@@ -16,11 +16,13 @@ def smoke() -> NeuroARVQVAERecipe:
     return NeuroARVQVAERecipe(
         name="neuroar/vqvae:smoke",
         model=VQVAEConfig(
-            channels=8,
+            channels=24,
+            multipliers=(1, 2, 3),
+            fold=2,
             num_blocks=1,
-            norm_groups=4,
+            norm_groups=8,
             checkpoint=False,
-            quantiser=QuantiserConfig(num_codes=128, code_dim=16, decay=0.95),
+            quantiser=QuantiserConfig(num_codes=256, code_dim=16, num_scales=4, decay=0.95),
         ),
         loss=VQVAELossConfig(brain_weight=5.0, adversarial_epochs=8.0, discriminator_channels=8),
         split=SplitConfig(stratify_by=None, num_parts=3, num_folds=3),

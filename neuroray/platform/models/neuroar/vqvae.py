@@ -145,16 +145,31 @@ class VQVAE(nn.Module):
         if volume.ndim != 4 or len(volume) == 0:
             raise ModelError("volumes come in a batch", given=f"shape {tuple(volume.shape)}", expected="batch x y z")
         self.config.latent_shape(tuple(volume.shape[1:]))
-        return self.encoder(volume[:, None])
+        return self.encoder(fold(volume, self.config.fold))
 
     def _decode(self, latent: Map) -> Volume:
         weight = next(self.decoder.parameters())
-        return self.decoder(latent.to(weight.dtype))[:, 0]
+        return unfold(self.decoder(latent.to(weight.dtype)), self.config.fold)
+
+
+def fold(volume: Volume, size: int) -> Map:
+    """Each cube of voxels as the channels of one place, in C order."""
+    batch, *shape = volume.shape
+    x, y, z = (length // size for length in shape)
+    cubes = volume.reshape(batch, x, size, y, size, z, size).permute(0, 2, 4, 6, 1, 3, 5)
+    return cubes.reshape(batch, size**3, x, y, z)
+
+
+def unfold(maps: Map, size: int) -> Volume:
+    """The way back from `fold`."""
+    batch, _, x, y, z = maps.shape
+    cubes = maps.reshape(batch, size, size, size, x, y, z).permute(0, 4, 1, 5, 2, 6, 3)
+    return cubes.reshape(batch, x * size, y * size, z * size)
 
 
 def _build_encoder(config: VQVAEConfig) -> nn.Sequential:
     widths = [config.channels * one for one in config.multipliers]
-    layers: list[nn.Module] = [nn.Conv3d(1, widths[0], 3, padding=1)]
+    layers: list[nn.Module] = [nn.Conv3d(config.fold**3, widths[0], 3, padding=1)]
     before = widths[0]
     for level, width in enumerate(widths):
         for _ in range(config.num_blocks):
@@ -177,7 +192,7 @@ def _build_decoder(config: VQVAEConfig) -> nn.Sequential:
             before = width
         if level > 0:
             layers.append(Double(width))
-    return nn.Sequential(*layers, _norm(before, config), nn.SiLU(), nn.Conv3d(before, 1, 3, padding=1))
+    return nn.Sequential(*layers, _norm(before, config), nn.SiLU(), nn.Conv3d(before, config.fold**3, 3, padding=1))
 
 
 def _middle(channels: int, config: VQVAEConfig) -> list[nn.Module]:

@@ -20,6 +20,8 @@ class VQVAEConfig(Config):
     Attributes:
         channels: Of the finest level.
         multipliers: Of the channels, by level, the finest first; each level but the last halves the grid.
+        fold: Cubes of so many voxels along each axis become the channels of one, before the finest level, and voxels
+            again behind it: much cheaper; 1: none, as in VAR.
         num_blocks: Residual blocks of a level; the decoder has one more.
         norm_groups: Groups of a GroupNorm, at most; channels that it does not divide have fewer.
         attention: Self-attention in the middle, on the latent grid.
@@ -29,6 +31,7 @@ class VQVAEConfig(Config):
 
     channels: int = 32
     multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)
+    fold: int = 1
     num_blocks: int = 2
     norm_groups: int = 32
     attention: bool = True
@@ -36,13 +39,16 @@ class VQVAEConfig(Config):
     quantiser: QuantiserConfig = field(default_factory=QuantiserConfig)
 
     def __post_init__(self) -> None:
-        if not self.multipliers or min(self.channels, *self.multipliers, self.num_blocks, self.norm_groups) < 1:
+        if (
+            not self.multipliers
+            or min(self.channels, *self.multipliers, self.fold, self.num_blocks, self.norm_groups) < 1
+        ):
             raise ConfigError("sizes are too small", given=self.to_json(), expected="at least 1, and a level")
 
     @property
     def factor(self) -> int:
         """Voxels along an axis that one place of the latent grid stands for."""
-        return 2 ** (len(self.multipliers) - 1)
+        return self.fold * 2 ** (len(self.multipliers) - 1)
 
     def latent_shape(self, volume_shape: tuple[int, ...]) -> Shape:
         """The latent grid of a volume.

@@ -24,7 +24,7 @@ from neuroray.platform.models.neuroar.loss import (
     judge_real,
     score_frozen,
 )
-from neuroray.platform.models.neuroar.vqvae import VQVAE
+from neuroray.platform.models.neuroar.vqvae import VQVAE, fold, unfold
 
 QUANTISER = QuantiserConfig(num_codes=30, code_dim=5, num_scales=3, num_refiners=3)
 
@@ -106,6 +106,16 @@ def test_any_size_that_the_factor_divides_has_the_tokens_of_its_scales(
     tokens = model.encode(torch.rand(1, *shape))
     assert tokens.shape[1] == sum(x * y * z for x, y, z in model.config.scales(shape))
     assert model.decode(tokens, shape).shape == (1, *shape)
+
+
+def test_folding_puts_neighbours_into_channels_and_back() -> None:
+    volume = torch.arange(2.0 * 4 * 2 * 6).view(2, 4, 2, 6)
+    folded = fold(volume, 2)
+    assert torch.equal(folded[1, :, 1, 0, 2], volume[1, 2:4, 0:2, 4:6].flatten())
+    assert torch.equal(unfold(folded, 2), volume)
+    model = small_config(fold=2, multipliers=(1, 2)).build().eval()
+    assert model.config.factor == 4
+    assert model.decode(model.encode(torch.rand(1, 8, 4, 8)), (8, 4, 8)).shape == (1, 8, 4, 8)
 
 
 def test_sizes_that_it_does_not_divide_are_refused(model: VQVAE) -> None:
