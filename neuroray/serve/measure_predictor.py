@@ -1,7 +1,8 @@
-"""A model of slices that tells a measure, an age say, of volumes."""
+"""A model of slices that tells a measure, an age say, or classes, of volumes; it may take the sex into account."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Self
 
@@ -89,7 +90,7 @@ class MeasurePredictor:
         answer = self._model.answer(look.features, sex)
         if sex in ("M", "F"):
             return Said(targets=(answer,))
-        male, female = (self._model.answer(look.features, one).value or 0.0 for one in "MF")
+        male, female = (_tell_number(self._model.answer(look.features, one)) for one in "MF")
         return Said(targets=(answer,), by_sex=(male, female))
 
     def tell(self, look: MeasureLook, said: Said, *, sex: str | None, age_years: float | None) -> Prediction:
@@ -100,9 +101,9 @@ class MeasurePredictor:
         notes += tell_unused(age_years=None if gap else age_years)
         if said.by_sex is not None:
             male, female = said.by_sex
-            notes.append(
-                f"the sex is not known: the answer is the mean of {male:.1f} for a man and {female:.1f} for a woman"
-            )
+            digits, of = (".2f", f", the probability of {self.card.classes[-1]}") if self.card.classes else (".1f", "")
+            both = f"{male:{digits}} for a man and {female:{digits}} for a woman{of}"
+            notes.append(f"the sex is not known: the answer is the mean of {both}")
         return Prediction(
             model=self.card,
             targets=said.targets,
@@ -118,12 +119,17 @@ class MeasurePredictor:
         Raises:
             ScanError: as `predict`.
             ExplainError: an encoder without tokens.
+            EvaluationError: more than two classes, of which there are no maps yet.
             ModelError: a volume in which nothing stands out.
         """
         del num_steps
         if self._profile.name != NATIVE:
             scan = prepare(scan, self._profile).scan
-        return map_measure(self._model, scan)
+        found = map_measure(self._model, scan)
+        if not self.card.classes:
+            return found
+        target = f"log-odds of {self.card.classes[-1]} in {self.card.target}"
+        return dataclasses.replace(found, facts={**found.facts, "target": target})
 
     def _compare_range(self, answer: TargetAnswer) -> list[str]:
         """Whether the answer lies among those of the people it was trained on."""
@@ -132,3 +138,10 @@ class MeasurePredictor:
             return []
         unit = f" {answer.unit}" if answer.unit else ""
         return [f"{answer.value:.1f}{unit} lies beyond the people of the training, {low:g} to {high:g}{unit}"]
+
+
+def _tell_number(answer: TargetAnswer) -> float:
+    """The measure, or the probability of the last class."""
+    if answer.value is not None:
+        return answer.value
+    return list(answer.probabilities.values())[-1]

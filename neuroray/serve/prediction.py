@@ -101,7 +101,8 @@ class Said:
     Attributes:
         targets: The main one first.
         slice_weights: Of each slice that it looked at, padding included; None for a model without attention.
-        by_sex: Of a model that takes the sex into account and was not told: its main answer for a man, for a woman.
+        by_sex: Of a model that takes the sex into account and was not told: its main answer (of
+            classes the probability of the last) for a man, for a woman.
     """
 
     targets: tuple[TargetAnswer, ...]

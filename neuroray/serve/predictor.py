@@ -183,7 +183,12 @@ def _load_measures(folder: Location, card: ModelCard, profile: Profile, device: 
     return MeasurePredictor(card, load_measure_model(folder, device=device), profile)
 
 
-_LOADERS: Final = {"brainmt": _load_runs, "brainrotvit": _load_measures, "dinoatten3d": _load_slices}
+_LOADERS: Final = {
+    "brainmt": _load_runs,
+    "brainrotvit": _load_measures,
+    "brainrotvit_classes": _load_measures,
+    "dinoatten3d": _load_slices,
+}
 
 
 def _find_model(uri: str) -> tuple[Location, dict[str, Any]]:

@@ -11,6 +11,7 @@ from neuroray.platform.models.layers.encoder import SliceEncoderConfig
 from neuroray.platform.models.layers.resampled_slices import ResampledStackConfig
 from neuroray.platform.train.recipe import DataConfig, LoopConfig, OptimConfig
 from neuroray.platform.train.tasks.brainrotvit import BrainRotViTRecipe
+from neuroray.platform.train.tasks.brainrotvit_classes import BrainRotViTClassRecipe
 from neuroray.platform.train.tasks.brainrotvit_encoder import BrainRotViTEncoderRecipe
 
 _ENCODER = SliceEncoderConfig(backbone=BACKBONE, weights="timm", readout="mean", batch_size=16)
@@ -73,6 +74,40 @@ def paper() -> BrainRotViTRecipe:
         model=BrainRotViTConfig(encoder=_ENCODER),
         data=DataConfig(target="age_years", sampling="in_order"),
         loop=LoopConfig(batch_size=1, num_epochs=100, select_by="val_mae"),
+        mirror_share=0.0,
+    )
+
+
+def diagnosis() -> BrainRotViTClassRecipe:
+    """`pooled`, which learns a diagnosis of two classes in place of age, each class counting the same."""
+    return BrainRotViTClassRecipe(
+        name="brainrotvit:diagnosis",
+        model=pooled().model,
+        optim=pooled().optim,
+        loop=LoopConfig(batch_size=16, num_epochs=100, select_by="val_auc", patience=20),
+        mirror_share=0.5,
+    )
+
+
+def diagnosis_smoke() -> BrainRotViTClassRecipe:
+    """The same with the small random encoder of `smoke`."""
+    return dataclasses.replace(
+        diagnosis(),
+        name="brainrotvit:diagnosis_smoke",
+        model=smoke().model,
+        optim=smoke().optim,
+        loop=LoopConfig(num_epochs=40, select_by="val_auc", checkpoint_every_steps=50),
+    )
+
+
+def diagnosis_paper() -> BrainRotViTClassRecipe:
+    """The paper's CNN with a logit for each of CN, MCI and AD, weighed by class, on the encoder of age."""
+    return dataclasses.replace(
+        diagnosis(),
+        name="brainrotvit:diagnosis_paper",
+        model=dataclasses.replace(paper().model, num_outputs=3),
+        optim=paper().optim,
+        loop=LoopConfig(batch_size=8, num_epochs=100, select_by="val_balanced_accuracy"),
         mirror_share=0.0,
     )
 

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 from torch import Tensor
 
 from neuroray.platform.evaluate.metrics import EvaluationError
-from neuroray.platform.evaluate.slice_measure import SliceMeasureModel
+from neuroray.platform.evaluate.slice_measure import SliceClassModel, SliceMeasureModel
 from neuroray.platform.evaluate.slice_model import SliceModel
 from neuroray.platform.evaluate.window_model import WindowModel
 from neuroray.platform.models import MODELS
@@ -21,9 +21,15 @@ AnyModel = SliceMeasureModel | SliceModel | WindowModel
 _KINDS: Final[dict[str, type[AnyModel]]] = {
     "brainmt": WindowModel,
     "brainrotvit": SliceMeasureModel,
+    "brainrotvit_classes": SliceClassModel,
     "dinoatten3d": SliceModel,
 }
-CARD_FORMATS: Final[dict[str, tuple[int, ...]]] = {"brainmt": (1, 2), "brainrotvit": (1,), "dinoatten3d": (1,)}
+CARD_FORMATS: Final[dict[str, tuple[int, ...]]] = {
+    "brainmt": (1, 2),
+    "brainrotvit": (1,),
+    "brainrotvit_classes": (1,),
+    "dinoatten3d": (1,),
+}
 """Of each model's card, those that this version reads; a format 1 of brainmt says nothing of `standardise`."""
 _PRETRAINED: Final = "brainmt_masked"
 
@@ -130,6 +136,7 @@ def load_target_model(
 
 _WHAT: Final[dict[type, str]] = {
     SliceMeasureModel: "slices and a measure",
+    SliceClassModel: "slices and classes",
     SliceModel: "slices and their classes",
     WindowModel: "windows",
 }

@@ -1,4 +1,4 @@
-"""A trained model that tells a measure, an age say, from the map of a volume's slices."""
+"""A trained model that tells a measure, an age say, or classes, from the map of a volume's slices."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from neuroray.platform.data.targets import Target
+from neuroray.platform.evaluate.metrics import EvaluationError
 from neuroray.platform.evaluate.slice_model import require_volume
 from neuroray.platform.evaluate.window_model import TargetAnswer, bound_answer
 from neuroray.platform.models.brainrotvit import encode_sex
@@ -100,6 +101,35 @@ class SliceMeasureModel:
         told = {f"{level:g}": value for level, value in rising.items()}
         said = TargetAnswer(name=target.name, value=rising[0.5], unit=target.unit, quantiles=told)
         return bound_answer(said, self.provenance)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceClassModel(SliceMeasureModel):
+    """The same with classes in place of a number."""
+
+    @property
+    def quantiles(self) -> tuple[float, ...]:
+        """None where two classes share one output, whose map is one of log-odds.
+
+        Raises:
+            EvaluationError: several classes, whose first output says nothing by itself.
+        """
+        if self.targets[0].num_outputs > 1:
+            raise EvaluationError(
+                "there are no maps of a model of several classes yet",
+                given=", ".join(self.targets[0].classes),
+                expected="two classes, or a measure",
+            )
+        return ()
+
+    @torch.no_grad()
+    def answer(self, features: Float[Tensor, "slice channel"], sex: str | None) -> TargetAnswer:
+        """Probabilities for a map; without a sex (`M`, `F`), the mean of those for both."""
+        known = torch.tensor([encode_sex(one) for one in ((sex,) if sex in ("M", "F") else ("M", "F"))])
+        maps = features[None].to(self.device).expand(len(known), -1, -1)
+        target = self.targets[0]
+        said = target.probabilities(self.module.head(maps, known.to(self.device)).outputs).mean(dim=0).cpu()
+        return TargetAnswer(name=target.name, probabilities=dict(zip(target.classes, said.tolist(), strict=True)))
 
 
 def judge_measures(

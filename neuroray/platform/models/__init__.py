@@ -18,6 +18,7 @@ MODELS: dict[
     "brainmt": BrainMTConfig,
     "brainmt_masked": MaskedBrainMTConfig,
     "brainrotvit": BrainRotViTConfig,
+    "brainrotvit_classes": BrainRotViTConfig,
     "brainrotvit_encoder": SliceClassifierConfig,
     "dinoatten3d": DinoAtten3DConfig,
     "neuroar": NeuroARConfig,

@@ -22,6 +22,7 @@ _RECIPE_TYPES = {
     "brainmt": "neuroray.platform.train.tasks.brainmt:BrainMTRecipe",
     "brainmt_masked": "neuroray.platform.train.tasks.brainmt_masked:MaskedBrainMTRecipe",
     "brainrotvit": "neuroray.platform.train.tasks.brainrotvit:BrainRotViTRecipe",
+    "brainrotvit_classes": "neuroray.platform.train.tasks.brainrotvit_classes:BrainRotViTClassRecipe",
     "brainrotvit_encoder": "neuroray.platform.train.tasks.brainrotvit_encoder:BrainRotViTEncoderRecipe",
     "dinoatten3d": "neuroray.platform.train.tasks.dinoatten3d:DinoAtten3DRecipe",
     "neuroar": "neuroray.platform.train.tasks.neuroar:NeuroARRecipe",
