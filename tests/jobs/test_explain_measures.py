@@ -82,6 +82,8 @@ def test_what_does_not_fit_is_refused_with_what_does(store: ScanStore, run: Path
     shared = {"run": str(run), "store": store.uri, "subject": "003", "out": str(tmp_path)}
     with pytest.raises(NeurorayError, match="grad_x_token, integrated_tokens, rollout, paper_fused"):
         explain.run(explain.Args(**shared, method="occlusion"))
+    with pytest.raises(NeurorayError, match=r"another number.*cognition.*age_years"):
+        explain.run(explain.Args(**shared, target="cognition"))
 
 
 @pytest.mark.parametrize("method", [None, "paper_fused"])
