@@ -14,6 +14,7 @@ from torch.nn import functional
 from neuroray.config import ConfigError
 from neuroray.platform.models.errors import ModelError
 from neuroray.platform.models.neuroar import NeuroARConfig, QuantiserConfig
+from neuroray.platform.models.neuroar.benchmark import generate_by_whole_passes, measure
 from neuroray.platform.models.neuroar.generate import SamplingConfig, choose_codes, generate_tokens
 from neuroray.platform.models.neuroar.quantiser import MultiScaleQuantiser, shrink
 from neuroray.platform.models.neuroar.transformer import NeuroARTransformer, describe_previous
@@ -288,3 +289,17 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         small_config(quantiser=dataclasses.replace(small_config().quantiser, scales=((1, 1, 1), (4, 4, 4))))
     with pytest.raises(ConfigError, match="sampling is none"):
         SamplingConfig(top_p=0.0)
+
+
+def test_generation_on_kept_keys_is_generation_by_whole_passes(
+    model: NeuroARTransformer, quantiser: MultiScaleQuantiser
+) -> None:
+    previous = draw_tokens(model.config, 3)
+    expected = generate_by_whole_passes(model, quantiser, previous, AGES)
+    assert torch.equal(generate_tokens(model, quantiser, previous, AGES), expected)
+
+
+def test_the_benchmark_times_what_is_equal() -> None:
+    found = measure(width=64, depth=1, previous="channel", ages=2, repeats=1, bfloat16=False)
+    assert found["equal_tokens"] > 0.99  # of codes with random weights two may be as likely, but for rounding
+    assert found["num_tokens"] == 1536
