@@ -71,8 +71,8 @@ class Args:
     reference: Reference = "mean_frame"
     """Integrated Gradients: what a window is compared with."""
 
-    num_steps: int = 32
-    """Integrated Gradients: nodes on the way there."""
+    num_steps: int | None = None
+    """Integrated Gradients: nodes on the way there; 32 when not given, of tokens (through the head alone) 128."""
 
     against: int = 8
     """Integrated Gradients of tokens: compare with the mean of so many of the run's training people, encoded anew (and

@@ -16,7 +16,7 @@ from neuroray.platform.explain.measure_parts import share_parts
 from neuroray.platform.explain.overlay import BACKDROP
 from neuroray.platform.explain.randomisation import check_weights, slice_model_stages
 from neuroray.platform.explain.runs import Share
-from neuroray.platform.explain.token_reference import TokenReference, average_tokens
+from neuroray.platform.explain.token_reference import NUM_STEPS, TokenReference, average_tokens
 from neuroray.storage.nifti import write_map
 from neuroray.storage.profiles import lay_back
 from neuroray.storage.profiles.agreement import read_model_profile, require_profile
@@ -64,6 +64,7 @@ def make_explain(args: Args, model: SliceMeasureModel) -> ExplainScan:
         return lambda model, scan, sex: explain_measure(model, scan, method=method, sex=sex)
     store, records = choose_people(args.run, args.store if args.group else None, args.against, side="train")
     require_profile(records, model.card)
+    num_steps = NUM_STEPS if args.num_steps is None else args.num_steps
     known: dict[int, TokenReference] = {}
 
     def explain(model: SliceMeasureModel, scan: Scan, sex: str | None) -> MeasureExplanation:
@@ -72,7 +73,7 @@ def make_explain(args: Args, model: SliceMeasureModel) -> ExplainScan:
             known.clear()
             known[id(model.module)] = average_tokens(model, (store.read(record.scan_id) for record in records))
         reference = known[id(model.module)]
-        return explain_measure(model, scan, method=method, sex=sex, reference=reference, num_steps=args.num_steps)
+        return explain_measure(model, scan, method=method, sex=sex, reference=reference, num_steps=num_steps)
 
     return explain
 

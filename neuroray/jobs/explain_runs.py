@@ -38,7 +38,7 @@ _REGIONS_TOLD = 20
 
 def explain_one(args: Args, model: WindowModel, out: Path) -> dict[str, Any]:
     """One run: its map, its magnitudes, its networks and its course, and the check by scrambled weights."""
-    config, named = IntegratedConfig(reference=args.reference, num_steps=args.num_steps), args.target
+    config, named = _configure(args), args.target
     if args.scan is not None:
         prepared = prepare(read_scan(args.scan), read_model_profile(model.card).restore())
         scan = prepared.scan
@@ -75,7 +75,7 @@ def explain_group(args: Args, model: WindowModel, out: Path) -> dict[str, Any]:
     """Held-out people of a run: their mean map on the grid of the first, and networks with intervals over people."""
     store, records = choose_people(args.run, args.store, args.group)
     require_profile(records, model.card)
-    config = IntegratedConfig(reference=args.reference, num_steps=args.num_steps)
+    config = _configure(args)
     explanations = [
         explain_stored(model, store, record.scan_id, config, target=args.target)
         for record in progress(records, label="explain")
@@ -107,6 +107,11 @@ def explain_group(args: Args, model: WindowModel, out: Path) -> dict[str, Any]:
     best = next(iter(networks), None)
     told = f"; first among networks: {best}" if best else ""
     return described | {"text": f"{len(records)} runs explained{told}\nwritten to {out / 'group_values.nii.gz'}"}
+
+
+def _configure(args: Args) -> IntegratedConfig:
+    steps = {} if args.num_steps is None else {"num_steps": args.num_steps}
+    return IntegratedConfig(reference=args.reference, **steps)
 
 
 def _find_run(store: ScanStore, wanted: str, model: WindowModel) -> ScanRecord:

@@ -117,7 +117,7 @@ def test_a_difference_from_training_people_adds_up_to_that_of_the_answers(run: P
     difference = described["answer"] - described["reference_answer"]
     scale = described["map"]["sum_of_magnitudes"]
     total = described["map"]["sum"] + described["prefix_tokens"]["sum"]
-    assert total == pytest.approx(difference, abs=1e-2 * scale)  # 32 nodes over the kinks of a head of a dozen units
+    assert total == pytest.approx(difference, abs=1e-2 * scale)  # 128 nodes over the kinks of a tiny head
     assert "the model says of the mean of 3 people" in answer["text"]
     explain.run(explain.Args(**arguments, group=2, out=str(tmp_path / "group")))
     assert json.loads((tmp_path / "group/explain.json").read_text())["num_people"] == 2

@@ -13,7 +13,7 @@ from neuroray.platform.evaluate.slice_measure import SliceMeasureModel
 from neuroray.platform.explain.maps import ExplainError
 from neuroray.platform.explain.released_maps import fuse_as_released
 from neuroray.platform.explain.token_maps import TokenEffects, cut_pictures, multiply_tokens, roll_out_patches
-from neuroray.platform.explain.token_reference import TokenReference, integrate_tokens
+from neuroray.platform.explain.token_reference import NUM_STEPS, TokenReference, integrate_tokens
 from neuroray.platform.models.layers.resampled_maps import deal_out, paint
 from neuroray.platform.models.layers.resampled_slices import ResampledStack
 from neuroray.platform.models.layers.slices import slice_positions_mm
@@ -97,7 +97,7 @@ def explain_measure(
     method: str = "grad_x_token",
     sex: str | None = None,
     reference: TokenReference | None = None,
-    num_steps: int = 32,
+    num_steps: int = NUM_STEPS,
 ) -> MeasureExplanation:
     """What the number told of one scan rests on.
 

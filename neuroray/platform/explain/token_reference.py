@@ -22,6 +22,9 @@ from neuroray.platform.explain.token_maps import (
 )
 from neuroray.storage.scan import Scan
 
+NUM_STEPS = 128
+"""Nodes of the path: they go through the head alone, and its maximum has kinks that a few would step over."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenReference:
@@ -61,7 +64,7 @@ def integrate_tokens(
     images: Float[Tensor, "slice 3 height width"],
     reference: TokenReference,
     *,
-    num_steps: int,
+    num_steps: int = NUM_STEPS,
     sex: str | None = None,
 ) -> TokenEffects:
     """What each token adds to the difference between this answer and that for the reference, signed.
@@ -78,8 +81,10 @@ def integrate_tokens(
         sex: `M`, `F` or neither; it moves both answers alike.
 
     Raises:
-        ExplainError: an encoder whose vectors are no mean of tokens, or a reference by another one.
+        ExplainError: an encoder whose vectors are no mean of tokens, a reference by another one, or no steps.
     """
+    if num_steps < 1:
+        raise ExplainError("a path needs nodes", given=f"num_steps {num_steps}", expected="at least 1")
     encoder: Any = model.module.encoder
     tokens = encode_pictures(model, images)
     if tokens.shape != reference.tokens.shape:

@@ -92,6 +92,10 @@ def test_what_cannot_be_compared_is_refused(others):
     model, scan = build_measure_model(), draw_head_scan()
     with pytest.raises(ExplainError, match="mean of people"):
         average_tokens(model, [])
+    with pytest.raises(ExplainError, match="a path needs nodes"):
+        explain_measure(
+            model, scan, method="integrated_tokens", reference=average_tokens(model, others[:1]), num_steps=0
+        )
     with pytest.raises(ExplainError, match="somebody to differ from"):
         explain_measure(model, scan, method="integrated_tokens")
     other = TokenReference(tokens=torch.zeros(CONFIG.slices.num_slices, 5, 64), num_people=1)
