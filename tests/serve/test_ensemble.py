@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from contracts.age_cohort import tiny, write_age_cohort
 from contracts.finished_run import make_finished_run, make_store
 from fastapi.testclient import TestClient
 
-from neuroray.jobs import evaluate, gap, predict
+from neuroray.jobs import evaluate, export, gap, predict
 from neuroray.platform.data.splits import SplitConfig
 from neuroray.platform.train.loop import fit
 from neuroray.platform.train.recipe import LoopConfig
@@ -101,6 +102,31 @@ def test_folds_answer_together_over_files_and_http(folds: Path, store: ScanStore
     assert told["targets"][0]["interval"] == pytest.approx(said["interval"], abs=1e-4)
     assert told["model"]["num_models"] == 2
     assert told["gap"]["beheshti_years"] == pytest.approx(row["gap"]["beheshti_years"], abs=1e-4)
+
+
+def test_the_exported_folder_of_folds_answers_alike(folds: Path, store: ScanStore, tmp_path: Path) -> None:
+    answer = export.run(export.Args(run=str(folds), out=str(tmp_path / "out")))
+    assert answer["num_models"] == 2
+    assert answer["has_age_correction"]
+    assert {"fold-0/model/model.safetensors", "fold-1/model/config.json", "ensemble.json"} < set(answer["files"])
+    assert "2 trainings answer together" in (tmp_path / "out/README.md").read_text()
+    scan = store.read("sub-007_T1w")
+    said = [load_predictor(str(one)).predict(scan, sex="F", age_years=40.0) for one in (folds, tmp_path / "out")]
+    assert said[0].targets == said[1].targets
+    assert said[0].targets[0].interval is not None
+    assert said[0].gap == said[1].gap
+    export.run(export.Args(run=str(folds), out=str(tmp_path / "out")))
+    with pytest.raises(export.ExportError, match="holds something else"):
+        export.run(export.Args(run=str(folds / "fold-0"), out=str(tmp_path / "out")))
+    found = json.loads((folds / "ensemble.json").read_text())
+    other = tmp_path / "other"
+    shutil.copytree(folds, other)
+    (other / "ensemble.json").write_text(json.dumps(found | {"weights_sha256": ["0" * 64]}))
+    with pytest.raises(export.ExportError, match="of other models"):
+        export.run(export.Args(run=str(other), out=str(tmp_path / "again")))
+    (other / "fold-1/model/config.json").unlink()
+    with pytest.raises(export.ExportError, match=r"no finished run.*fold-1"):
+        export.run(export.Args(run=str(other), out=str(tmp_path / "again")))
 
 
 def _post(run: Path, data: bytes, **fields: str) -> dict[str, Any]:
