@@ -62,5 +62,5 @@ def _check_truth(path: Path, said: str, scan_id: str, question: Question) -> Non
             f"{path} holds other truths than those of {question.target}",
             given=said,
             expected=expected,
-            fix=f"neuroray evaluate RUN --target {question.target} --out FOLDER, then --predictions FOLDER/predictions.csv",
+            fix=f"neuroray evaluate RUN --target {question.target} --out OUT, then --predictions OUT/predictions.csv",
         )
