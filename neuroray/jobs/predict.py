@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from neuroray.errors import NeurorayError
+from neuroray.jobs.cli import UsageError
 from neuroray.jobs.logs import progress
 from neuroray.jobs.run_record import record_run
 from neuroray.serve.maps import NUM_STEPS, AnswerMap
@@ -18,6 +20,8 @@ from neuroray.serve.prediction import ModelCard, TargetCard
 from neuroray.serve.predictor import Predictor, load_predictor
 from neuroray.serve.question import Question, ask_predictor
 from neuroray.storage.nifti import read_scan, write_map
+from neuroray.storage.participants import ParticipantTable, read_participants
+from neuroray.storage.scan_names import name_stem, subject_of
 
 # Columns of a measure beside its value.
 _PARTS = ("low", "high", "level", "spread", "model_spread")
@@ -41,6 +45,10 @@ class Args:
     age_years: float | None = None
     """Age of the person or people at the time of the scan: what a predicted age is held against."""
 
+    people: str | None = None
+    """A table (such as participants.tsv) that tells sex and age of the people, found by the files' names or ids;
+    in place of --sex and --age-years, which hold for all files."""
+
     out: str = "runs/predict"
     """Where predictions.json, predictions.csv and run.json go."""
 
@@ -62,16 +70,41 @@ def run(args: Args) -> dict[str, Any]:
     """Answers for each file and writes what came of it."""
     out = Path(args.out)
     question = Question(sex=args.sex, age_years=args.age_years, explain=args.explain, num_steps=args.num_steps)
+    people = _read_people(args)
+    asked = [_ask_of(path, question, people) for path in args.scans]
     with record_run(out, job="predict", args=args) as record:
         predictor = load_predictor(args.model, device=args.device)
-        files = progress(list(enumerate(args.scans, start=1)), label="predict")
-        rows = [_answer_file(predictor, path, number, args, question) for number, path in files]
+        files = progress(list(zip(args.scans, asked, strict=True)), label="predict")
+        rows = [_answer_file(predictor, path, number, args, one) for number, (path, one) in enumerate(files, start=1)]
         refused = [row for row in rows if row["refusal"] is not None]
         answer = {"model": predictor.card.to_json(), "predictions": rows, "num_refused": len(refused)}
         (out / "predictions.json").write_text(json.dumps(answer, indent=2) + "\n")
         _write_table(out / "predictions.csv", rows, predictor.card)
         record.add(model=predictor.card.to_json(), num_scans=len(rows), num_refused=len(refused))
     return answer | {"text": _tell(rows, out), "exit_code": 1 if refused else 0}
+
+
+def _read_people(args: Args) -> ParticipantTable | None:
+    if args.people is None:
+        return None
+    if args.sex is not None or args.age_years is not None:
+        raise UsageError("sex and age are told twice", given="--people besides --sex or --age-years")
+    return read_participants(args.people)
+
+
+def _ask_of(path: str, question: Question, people: ParticipantTable | None) -> Question:
+    """The question with what the table tells of the person in this file."""
+    if people is None:
+        return question
+    stem = name_stem(Path(path).name)
+    known = people.files.get(stem) or people.find(subject_of(stem), _session_of(stem))
+    if known is None:
+        raise UsageError(f"the table of people does not know who is in {path}", fix="add a row, or leave --people out")
+    return dataclasses.replace(question, sex=known.sex, age_years=known.age_years)
+
+
+def _session_of(stem: str) -> str | None:
+    return next((part.removeprefix("ses-") for part in stem.split("_") if part.startswith("ses-")), None)
 
 
 def _answer_file(predictor: Predictor, path: str, number: int, args: Args, question: Question) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from contracts.age_cohort import tiny, write_age_cohort
 from fastapi.testclient import TestClient
 
 from neuroray.jobs import evaluate, export, gap, predict
+from neuroray.jobs.cli import UsageError
 from neuroray.platform.brain_age_gap.answer_line import LINE_FILE, AnswerLine, draw_answer_line
 from neuroray.platform.brain_age_gap.answers import AgeAnswer
 from neuroray.platform.brain_age_gap.correction import GapCorrection
@@ -166,6 +167,29 @@ def test_the_corrected_gap_is_by_the_line_that_the_gap_job_fitted(
     assert float(line["true_age_years"]) == 44.0
     assert float(line["gap_raw_years"]) == row["gap"]["raw_years"]
     assert float(line["gap_cole_years"]) == row["gap"]["cole_years"]
+
+
+def test_a_table_tells_sex_and_age_file_by_file(judged: Path, store: ScanStore, tmp_path: Path) -> None:
+    names = ("sub-001_T1w", "sub-002_T1w", "sub-004_ses-b_T1w")
+    for name in names:
+        write_scan(store.read(name.replace("_ses-b", "")), tmp_path / f"{name}.nii.gz")
+    files = tuple(str(tmp_path / f"{name}.nii.gz") for name in names)
+    table = tmp_path / "people.csv"
+    table.write_text("participant_id,session_id,sex,age_months\n001,,F,480\n002,,n/a,n/a\n004,a,M,600\n004,b,M,612\n")
+    answer = predict.run(predict.Args(model=str(judged), scans=files, people=str(table), out=str(tmp_path / "out")))
+    first, second, third = answer["predictions"]
+    assert first["gap"]["age_years"] == 40.0
+    assert not any("sex" in note for note in first["warnings"])
+    assert second["gap"] is None
+    assert any("the sex is not known" in note for note in second["warnings"])
+    assert third["gap"]["age_years"] == 51.0
+    alone = predict.Args(model=str(judged), scans=files[:1], sex="F", age_years=40.0, out=str(tmp_path / "alone"))
+    assert predict.run(alone)["predictions"][0]["gap"] == first["gap"]
+    with pytest.raises(UsageError, match="told twice"):
+        predict.run(dataclasses.replace(alone, people=str(table)))
+    table.write_text("participant_id,sex\n001,F\n")
+    with pytest.raises(UsageError, match="does not know who is in"):
+        predict.run(predict.Args(model=str(judged), scans=files, people=str(table), out=str(tmp_path / "none")))
 
 
 def test_without_an_age_there_is_no_gap(judged: Path, store: ScanStore) -> None:
