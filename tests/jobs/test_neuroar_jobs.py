@@ -20,8 +20,8 @@ def test_both_stages_from_a_store_to_a_model_folder(tmp_path: Path) -> None:
     short = [*SPLIT, "--loop.num-epochs", "1", "--loop.eval-every-epochs", "1"]
     train.main(["neuroar/vqvae:smoke", "--store", store, "--out", first, *short])
     made = extract.run(extract.Args(store=store, recipe="neuroar/transformer:smoke", encoder=first))
-    # Of 32 x 32 x 32 voxels: 2 x 2 x 2 at the finest scale, one token at each of the four others.
-    assert (made["num_extracted"], made["num_present"], made["num_tokens"]) == (7, 0, 12)
+    # Of 24 x 24 x 24 voxels: 3 x 3 x 3 at the finest scale, then 2 x 2 x 2, then one token at each of two.
+    assert (made["num_extracted"], made["num_present"], made["num_tokens"]) == (7, 0, 37)
     again = extract.run(extract.Args(store=store, recipe="neuroar/transformer:smoke", encoder=first))
     assert (again["num_extracted"], again["num_present"]) == (0, 7)
     answer = train.main(["neuroar/transformer:smoke", "--store", store, "--out", second, "--encoder", first, *short])

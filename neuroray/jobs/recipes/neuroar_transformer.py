@@ -17,7 +17,7 @@ def smoke() -> NeuroARRecipe:
         name="neuroar/transformer:smoke",
         model=NeuroARConfig(
             quantiser=tokenizer.model.quantiser,
-            latent_shape=(4, 4, 3),
+            latent_shape=(7, 8, 6),
             width=64,
             depth=3,
             num_heads=4,

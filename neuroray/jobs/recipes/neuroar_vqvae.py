@@ -16,18 +16,18 @@ def smoke() -> NeuroARVQVAERecipe:
     return NeuroARVQVAERecipe(
         name="neuroar/vqvae:smoke",
         model=VQVAEConfig(
-            channels=24,
-            multipliers=(1, 2, 3),
-            fold=2,
+            channels=48,
+            multipliers=(1, 2),
+            fold=4,
             num_blocks=1,
             norm_groups=8,
             checkpoint=False,
-            quantiser=QuantiserConfig(num_codes=256, code_dim=16, num_scales=4, decay=0.95),
+            quantiser=QuantiserConfig(num_codes=256, code_dim=16, num_scales=4, decay=0.9),
         ),
-        loss=VQVAELossConfig(brain_weight=5.0, adversarial_epochs=8.0, discriminator_channels=8),
+        loss=VQVAELossConfig(brain_weight=5.0, adversarial_epochs=30.0, discriminator_channels=8),
         split=SplitConfig(stratify_by=None, num_parts=3, num_folds=3),
-        optim=OptimConfig(name="adamw", lr=2e-3, schedule="cosine", warmup_steps=5, clip_norm=1.0),
-        loop=LoopConfig(batch_size=2, num_epochs=10, eval_every_epochs=5, select_by="val_psnr"),
+        optim=OptimConfig(name="adamw", lr=3e-3, schedule="cosine", warmup_steps=5, clip_norm=1.0),
+        loop=LoopConfig(batch_size=2, num_epochs=40, eval_every_epochs=10, select_by="val_psnr"),
     )
 
 

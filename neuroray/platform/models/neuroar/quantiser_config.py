@@ -38,7 +38,7 @@ class QuantiserConfig(Config):
     distance: Literal["euclidean", "cosine"] = "euclidean"
     update: Literal["average", "gradient"] = "average"
     decay: float = 0.99
-    revive_below: float = 0.03
+    revive_below: float = 0.1
     commitment: float = 0.25
 
     def __post_init__(self) -> None:
