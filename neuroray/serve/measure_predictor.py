@@ -11,6 +11,7 @@ from torch import Tensor
 
 from neuroray.platform.evaluate.slice_measure import SliceMeasureModel
 from neuroray.platform.evaluate.window_model import TargetAnswer
+from neuroray.platform.explain.maps import ExplainError
 from neuroray.serve.age_gap import caution_gap, measure_gap
 from neuroray.serve.caution import compare_spacing, find_faults, tell_unused
 from neuroray.serve.maps import NUM_STEPS, AnswerMap, map_measure
@@ -118,11 +119,16 @@ class MeasurePredictor:
 
         Raises:
             ScanError: as `predict`.
-            ExplainError: an encoder without tokens.
-            EvaluationError: more than two classes, of which there are no maps yet.
+            ExplainError: an encoder without tokens, or more than two classes, of which there are no maps yet.
             ModelError: a volume in which nothing stands out.
         """
         del num_steps
+        if len(self.card.classes) > 2:
+            raise ExplainError(
+                "there are no maps of a model of several classes yet",
+                given=", ".join(self.card.classes),
+                expected="two classes, or a measure",
+            )
         if self._profile.name != NATIVE:
             scan = prepare(scan, self._profile).scan
         found = map_measure(self._model, scan)

@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from neuroray.jobs import evaluate, export, predict
 from neuroray.platform.data.splits import SplitConfig
 from neuroray.platform.evaluate.loaded import load_measure_model
-from neuroray.platform.evaluate.metrics import EvaluationError
+from neuroray.platform.explain.maps import ExplainError
 from neuroray.platform.train.loop import fit
 from neuroray.platform.train.recipe import LoopConfig, OptimConfig, RecipeError
 from neuroray.platform.train.slice_features import feature_fingerprint
@@ -128,6 +128,7 @@ def test_the_loss_weighs_each_class_alike(store: ScanStore) -> None:
     assert said.item() == pytest.approx(float((each * own).sum() / own.sum()), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_three_classes_take_three_logits_weighed(tmp_path: Path) -> None:
     store = write_cohort(tmp_path / "store", num_classes=3)
     with pytest.raises(
@@ -152,7 +153,7 @@ def test_three_classes_take_three_logits_weighed(tmp_path: Path) -> None:
     assert answer["metrics"]["balanced_accuracy"]["value"] > 0.6  # chance is 1/3
     prediction = load_predictor(str(tmp_path / "run")).predict(store.read("sub-003_T1w"), sex="F")
     assert sum(prediction.probabilities.values()) == pytest.approx(1.0)
-    with pytest.raises(EvaluationError, match="no maps of a model of several classes"):
+    with pytest.raises(ExplainError, match="no maps of a model of several classes"):
         load_predictor(str(tmp_path / "run")).explain(store.read("sub-003_T1w"))
 
 
