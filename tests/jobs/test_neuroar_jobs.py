@@ -10,6 +10,8 @@ from contracts.brain_cohort import write_brain_cohort
 from neuroray.config import ConfigError
 from neuroray.jobs import extract, train
 from neuroray.jobs.cli import UsageError
+from neuroray.platform.evaluate.loaded import load_model
+from neuroray.platform.evaluate.metrics import EvaluationError
 
 SPLIT = ["--split.num-parts", "4", "--split.num-folds", "2"]
 
@@ -27,6 +29,9 @@ def test_both_stages_from_a_store_to_a_model_folder(tmp_path: Path) -> None:
     answer = train.main(["neuroar/transformer:smoke", "--store", store, "--out", second, "--encoder", first, *short])
     assert answer["best_scores"]["val_loss"] > 0
     assert (tmp_path / "transformer" / "model" / "model.safetensors").is_file()
+    for run, words in ((first, "a tokenizer has no answers"), (second, "NeuroAR tells scans, not answers")):
+        with pytest.raises(EvaluationError, match=words):
+            load_model(f"{run}/model")
 
 
 def test_a_missing_first_stage_is_told(tmp_path: Path) -> None:

@@ -31,7 +31,20 @@ CARD_FORMATS: Final[dict[str, tuple[int, ...]]] = {
     "dinoatten3d": (1,),
 }
 """Of each model's card, those that this version reads; a format 1 of brainmt says nothing of `standardise`."""
-_PRETRAINED: Final = "brainmt_masked"
+_WITHOUT_ANSWERS: Final = {
+    "brainmt_masked": (
+        "a pretrained encoder has no answers yet",
+        "fine-tune it, or probe it: neuroray train brainmt:probe --init RUN",
+    ),
+    "neuroar_vqvae": (
+        "a tokenizer has no answers of its own",
+        "train the second stage: neuroray train neuroar/transformer:base --encoder RUN",
+    ),
+    "neuroar": (
+        "NeuroAR tells scans, not answers, and there is no job yet that judges or shows them",
+        "its scores on the validation people stand in result.json",
+    ),
+}
 
 
 class LoadedModel(Protocol):
@@ -76,9 +89,9 @@ def require_answers(card: Mapping[str, Any]) -> str:
     """
     name = str(card.get("model_name"))
     known = ", ".join(_KINDS)
-    if name == _PRETRAINED:
-        fix = "fine-tune it, or probe it: neuroray train brainmt:probe --init RUN"
-        raise EvaluationError("a pretrained encoder has no answers yet", given=name, expected=known, fix=fix)
+    if name in _WITHOUT_ANSWERS:
+        fault, fix = _WITHOUT_ANSWERS[name]
+        raise EvaluationError(fault, given=name, expected=known, fix=fix)
     if name not in _KINDS:
         raise EvaluationError("an unknown model", given=name, expected=f"one of {known}")
     if card.get("format") not in CARD_FORMATS[name]:
