@@ -35,6 +35,7 @@ JOBS = {
     "gap": "the brain age gap of a run, raw and corrected, and what it goes with",
     "explain": "show what a prediction rests on, in scan space",
     "predict": "answer for scan files",
+    "generate": "show the same brain at other ages",
     "export": "write a model folder to hand on",
     "export-nifti": "write a store's scans back as the files they came from",
     "serve": "answer over HTTP with Ray Serve",

@@ -1,0 +1,86 @@
+"""Ages that a model is asked for: which are none, which its training has not seen, and what they are called."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from neuroray.errors import NeurorayError
+
+_OLDEST_YEARS = 130.0
+
+
+class GenerationError(NeurorayError, ValueError):
+    """A scan, an age or a model that nothing can be generated from."""
+
+
+def check_ages(age_years: float | None, target_ages_years: Sequence[float]) -> float:
+    """The present age, where it and all others are ages; needs no model.
+
+    Args:
+        age_years: Of the person when the scan was made.
+        target_ages_years: For which the brain is to be told.
+
+    Raises:
+        GenerationError: an age that is not given or is none, or one that is asked for twice.
+    """
+    if not target_ages_years:
+        raise GenerationError("no age is asked for", expected="one or more", fix="--ages 65 70 75 80")
+    if age_years is None:
+        raise GenerationError(
+            "the age at which the scan was made is not given",
+            expected="years; the model tells how a brain changes from one age to another",
+            fix="--age-years 61.5",
+        )
+    for kind, age in (("age", age_years), *(("target age", age) for age in target_ages_years)):
+        if not math.isfinite(age):
+            raise GenerationError(f"the {kind} is no number", given=age, expected="years")
+        if age < 0:
+            raise GenerationError(f"the {kind} lies before birth", given=f"{age:g} years", expected="0 or more")
+        if age > _OLDEST_YEARS:
+            given, expected = f"{age:g} years", f"{_OLDEST_YEARS:g} at most"
+            raise GenerationError(f"the {kind} is beyond any person's", given=given, expected=expected)
+    names = [name_age(age) for age in target_ages_years]
+    if len(set(names)) < len(names):
+        raise GenerationError("an age is asked for twice", given=" ".join(names), expected="each once")
+    return age_years
+
+
+def compare_ages(
+    age_years: float, target_ages_years: Sequence[float], card: Mapping[str, Any], *, allow_outside: bool
+) -> tuple[str, ...]:
+    """What in these ages the training has not seen, in words.
+
+    Args:
+        age_years: At the scan.
+        target_ages_years: To be told.
+        card: The model's `config.json`: `age_range_years` and `gap_range_years` of the training pairs.
+        allow_outside: Ages outside the training's are a warning, and no error.
+
+    Raises:
+        GenerationError: such ages, where they are not allowed.
+    """
+    low, high = card["age_range_years"]
+    outside = [age for age in (age_years, *target_ages_years) if not low <= age <= high]
+    told = " ".join(name_age(age) for age in outside)
+    if outside and not allow_outside:
+        raise GenerationError(
+            "the model was trained on no such ages",
+            given=f"{told} years",
+            expected=f"{low:g} to {high:g} years",
+            fix="a model of such ages; or --allow-outside, which says in the output that nothing vouches for them",
+        )
+    notes = [f"{told} years: the model was trained on {low:g} to {high:g}; nothing vouches for this"] if outside else []
+    shortest, longest = card["gap_range_years"]
+    gaps = [age - age_years for age in target_ages_years]
+    beyond = [gap for gap in gaps if not min(shortest, 0) <= gap <= max(longest, 0)]
+    if beyond:
+        steps = " ".join(f"{gap:+g}" for gap in beyond)
+        notes.append(f"{steps} years from the scan: the model was trained on {shortest:+g} to {longest:+g}")
+    return tuple(notes)
+
+
+def name_age(age_years: float) -> str:
+    """As it stands in names of files."""
+    return f"{age_years:.6g}"
