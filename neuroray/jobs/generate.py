@@ -34,6 +34,8 @@ from neuroray.storage.nifti import read_scan, write_map
 from neuroray.storage.profiles.agreement import read_model_profile
 from neuroray.storage.scan import Scan
 
+# What training asks of a tokenizer unless told otherwise (--min-psnr-db).
+_LEAST_PSNR_DB = 25.0
 _AGAINST = "the tokenizer's own reconstruction of the scan (reconstruction.nii.gz), and not the scan"
 
 
@@ -98,7 +100,9 @@ def run(args: Args) -> dict[str, Any]:
             generate_at_age(model, given, (age, target), sampling=sampling, num_samples=args.samples, seed=args.seed)
             for target in progress(list(args.ages), label="generate")
         ]
-        answer = _write_all(out, args, model, given, made) | {"warnings": list(warnings)}
+        answer = _write_all(out, args, model, given, made)
+        warnings = (*warnings, *_judge_reconstruction(answer["reconstruction"]["psnr_db"]))
+        answer |= {"warnings": list(warnings)}
         (out / "generate.json").write_text(json.dumps(answer, indent=2, allow_nan=False) + "\n")
         record.add(model=model.to_json(), num_ages=len(made), warnings=list(warnings))
     return answer | {"text": _tell(answer, out)}
@@ -107,6 +111,13 @@ def run(args: Args) -> dict[str, Any]:
 def _compare(given: ScanInTokens, model: AgeingModel) -> tuple[str, ...]:
     low, high = model.card["spacing_mm"]
     return compare_spacing(given.prepared, ((low[0], low[1], low[2]), (high[0], high[1], high[2])))
+
+
+def _judge_reconstruction(psnr_db: float) -> tuple[str, ...]:
+    if psnr_db >= _LEAST_PSNR_DB:
+        return ()
+    told = f"this scan is reconstructed with {psnr_db:.1f} dB, less than the {_LEAST_PSNR_DB:g} worth a transformer"
+    return (f"{told}: what the tokenizer cannot draw, no age shows",)
 
 
 def _write_all(

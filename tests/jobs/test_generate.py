@@ -159,6 +159,13 @@ def test_samples_have_a_mean_and_a_spread_that_follow_the_seed(trained: Path, sc
     assert one == same != other
 
 
+def test_a_scan_that_the_tokenizer_cannot_draw_is_told_with_a_warning(asked: tuple[Path, dict[str, Any]]) -> None:
+    _, answer = asked
+    poor = answer["reconstruction"]["psnr_db"] < 25
+    assert poor is any("dB, less than the 25" in one for one in answer["warnings"])
+    assert poor  # of a few steps
+
+
 def test_the_animation_has_a_frame_for_now_and_each_age(asked: tuple[Path, dict[str, Any]]) -> None:
     out, _ = asked
     with Image.open(out / "ages.gif") as animation:

@@ -63,7 +63,7 @@ def compare_ages(
     """
     low, high = card["age_range_years"]
     outside = [age for age in (age_years, *target_ages_years) if not low <= age <= high]
-    told = " ".join(name_age(age) for age in outside)
+    told = ", ".join(name_age(age) for age in outside)
     if outside and not allow_outside:
         raise GenerationError(
             "the model was trained on no such ages",
@@ -76,7 +76,7 @@ def compare_ages(
     gaps = [age - age_years for age in target_ages_years]
     beyond = [gap for gap in gaps if not min(shortest, 0) <= gap <= max(longest, 0)]
     if beyond:
-        steps = " ".join(f"{gap:+g}" for gap in beyond)
+        steps = ", ".join(f"{gap:+g}" for gap in beyond)
         notes.append(f"{steps} years from the scan: the model was trained on {shortest:+g} to {longest:+g}")
     return tuple(notes)
 
