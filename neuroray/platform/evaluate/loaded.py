@@ -41,8 +41,8 @@ _WITHOUT_ANSWERS: Final = {
         "train the second stage: neuroray train neuroar/transformer:base --encoder RUN",
     ),
     "neuroar": (
-        "NeuroAR tells scans, not answers, and there is no job yet that judges or shows them",
-        "its scores on the validation people stand in result.json",
+        "NeuroAR tells scans, not answers, and there is no job yet that judges them",
+        "see them: neuroray generate RUN scan.nii.gz --age-years 61 --ages 70; its scores stand in result.json",
     ),
 }
 
