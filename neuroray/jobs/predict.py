@@ -14,6 +14,7 @@ import tyro
 from neuroray.errors import NeurorayError
 from neuroray.jobs.cli import UsageError
 from neuroray.jobs.logs import progress
+from neuroray.jobs.prediction_page import PAGE, render_prediction_page
 from neuroray.jobs.run_record import record_run
 from neuroray.serve.maps import NUM_STEPS, AnswerMap
 from neuroray.serve.prediction import ModelCard, TargetCard
@@ -80,6 +81,7 @@ def run(args: Args) -> dict[str, Any]:
         answer = {"model": predictor.card.to_json(), "predictions": rows, "num_refused": len(refused)}
         (out / "predictions.json").write_text(json.dumps(answer, indent=2) + "\n")
         _write_table(out / "predictions.csv", rows, predictor.card)
+        (out / PAGE).write_text(render_prediction_page(answer["model"], rows, tell=_tell_answered))
         record.add(model=predictor.card.to_json(), num_scans=len(rows), num_refused=len(refused))
     return answer | {"text": _tell(rows, out), "exit_code": 1 if refused else 0}
 
@@ -172,11 +174,17 @@ def _tell(rows: list[dict[str, Any]], out: Path) -> str:
         if row["refusal"]:
             lines.append(f"{row['scan']}: refused: {row['refusal']['text']}")
         else:
-            lines.append(f"{row['scan']}: {', '.join(map(_tell_target, row['targets']))}")
-            lines += [_tell_gap(row["gap"])] if row["gap"] else []
-            lines += [f"  note: {warning}" for warning in row["warnings"]]
-            lines += [_tell_map(row["explanation"])] if "explanation" in row else []
-    return "\n".join([*lines, f"written to {out / 'predictions.json'} and {out / 'predictions.csv'}"])
+            answered, *facts = _tell_answered(row)
+            lines.append(f"{row['scan']}: {answered}")
+            lines += [*facts, *(f"  note: {warning}" for warning in row["warnings"])]
+    return "\n".join([*lines, f"written to {out / 'predictions.json'}, {out / 'predictions.csv'} and {out / PAGE}"])
+
+
+def _tell_answered(row: dict[str, Any]) -> list[str]:
+    """The answer, then its gap and its map, where there are any."""
+    gap = [_tell_gap(row["gap"])] if row["gap"] else []
+    drawn = [_tell_map(row["explanation"])] if "explanation" in row else []
+    return [", ".join(map(_tell_target, row["targets"])), *gap, *drawn]
 
 
 def _tell_map(found: dict[str, Any]) -> str:

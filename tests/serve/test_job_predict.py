@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,25 @@ def test_a_bad_file_is_listed_and_the_rest_goes_on(
     assert float(rows[3]["probability_control"]) + float(rows[3]["probability_patient"]) == pytest.approx(1.0)
     assert out.count("refused: ") == 3
     assert json.loads((tmp_path / "out/run.json").read_text())["num_refused"] == 3
+
+
+def test_the_page_tells_what_was_answered_and_refused_and_needs_no_second_file(
+    capsys: pytest.CaptureFixture[str], model_folder: Path, real_t1: Path, tmp_path: Path
+) -> None:
+    odd = tmp_path / "a<b>.txt"
+    code, out, _ = call(capsys, model_folder, real_t1, odd, "--explain", "--out", tmp_path / "out")
+    page = (tmp_path / "out/predictions.html").read_text()
+    assert code == 1
+    assert "1 of 2 files are answered for, 1 was refused" in page
+    answer = json.loads((tmp_path / "out/predictions.json").read_text())["predictions"][0]
+    label = answer["label"]
+    assert f"{label} (probability {answer['probabilities'][label]:.3f})" in page
+    assert "a&lt;b&gt;.txt" in page
+    assert page.count("data:image/png;base64,") == 1
+    assert "maps/1.nii.gz" in page
+    assert str(tmp_path) not in page.replace(str(odd), "").replace("a&lt;b&gt;", "")
+    assert not re.search(r"(src|href)=.http", page)
+    assert "predictions.html" in out
 
 
 def test_without_a_model_nothing_is_read(capsys: pytest.CaptureFixture[str], real_t1: Path, tmp_path: Path) -> None:
