@@ -1,4 +1,4 @@
-"""predictions.html: what was answered for each file, to read and to hand on, with the maps where they were asked for."""
+"""predictions.html: what was answered for each file, to read and to hand on, with the maps that were asked for."""
 
 from __future__ import annotations
 
