@@ -19,7 +19,7 @@ from neuroray.platform.data.labels import LabelError
 from neuroray.platform.data.plan import ReadItem
 from neuroray.platform.data.readers import FeatureReader
 from neuroray.platform.data.splits import Split, SplitConfig, split_subjects
-from neuroray.platform.data.targets import TargetError, number_target
+from neuroray.platform.data.targets import Target, TargetError, number_target
 from neuroray.platform.evaluate.conformal import Calibration, calibrate_errors
 from neuroray.platform.evaluate.metrics import regression_metrics
 from neuroray.platform.evaluate.number_evidence import name_group
@@ -122,15 +122,13 @@ class BrainRotViTTask:
         profile = find_common_profile(store, records)
         try:
             split = split_subjects(records, recipe.split, catalogue_version=store.version)
-            # The split's own labels: in a control experiment they are the shuffled ones.
-            numbers = {scan_id: float(text) for scan_id, text in split.labels.items()}
-            target = number_target(recipe.data.target, numbers, train=split.train)
+            target = self._make_target(split)
         except (LabelError, TargetError) as fault:
             raise RecipeError(fault.fault, given=fault.given, expected=fault.expected, fix=fault.fix) from fault
         require_unseen(recipe.model, records, split)
         features = feature_fingerprint(recipe.model)
         require_features(store, split, features, recipe)
-        facts = _describe_people(records, split, numbers)
+        facts = self._describe_people(records, split)
         _tell_of_people(split, facts, recipe.data.target)
         return Cohort(
             store=store.uri,
@@ -143,6 +141,16 @@ class BrainRotViTTask:
             groups={record.scan_id: name_group(record.subject, record.family_id) for record in records},
             profile=profile,
         )
+
+    def _make_target(self, split: Split) -> Target:
+        """By the split's own labels: in a control experiment they are the shuffled ones."""
+        numbers = {scan_id: float(text) for scan_id, text in split.labels.items()}
+        return number_target(self._recipe.data.target, numbers, train=split.train)
+
+    def _describe_people(self, records: Sequence[ScanRecord], split: Split) -> dict[str, Any]:
+        """Of the training scans, for the model card: the range of the target, and how many of each sex."""
+        values = [float(split.labels[scan_id]) for scan_id in split.train]
+        return {"target_range": [min(values), max(values)], "num_by_sex": count_sexes(records, split)}
 
     def build(self) -> BrainRotViTHead:
         """The head alone: maps come encoded."""
@@ -160,6 +168,9 @@ class BrainRotViTTask:
         values = [target.value(scan_id) for scan_id in cohort.split.train]
         level = np.quantile(values, quantiles).tolist() if quantiles else [target.mean]
         module.set_level(level, spread=target.std)
+        self._fit_map_scale(module, cohort)
+
+    def _fit_map_scale(self, module: BrainRotViTHead, cohort: Cohort) -> None:
         if self._recipe.model.standardise:
             reader = self.reader(cohort)
             rows = (reader(ReadItem(scan_id=scan_id)) for scan_id in cohort.split.train)
@@ -215,6 +226,10 @@ class BrainRotViTTask:
         groups = [self._groups[number] for number in targets[:, 1].long().tolist()]
         return {self._recipe.data.target: calibrate_errors(errors.tolist(), groups)}
 
+    @property
+    def _quantiles(self) -> tuple[float, ...]:
+        return self._recipe.quantiles
+
     def _answers(self, outputs: Outputs) -> Float[np.ndarray, " row"]:
         middle = self._recipe.quantiles.index(0.5) if self._recipe.quantiles else 0
         return outputs["outputs"][:, middle].double().cpu().numpy()
@@ -229,10 +244,10 @@ class BrainRotViTTask:
             "format": _MODEL_FORMAT,
             "model_name": recipe.model_name,
             "model": without_path(recipe.model).to_json(),
-            "classes": [],
+            "classes": list(cohort.targets[0].classes),
             "target": recipe.data.target,
             "targets": [target.to_json() for target in cohort.targets],
-            "quantiles": list(recipe.quantiles),
+            "quantiles": list(self._quantiles),
             "modality": recipe.data.modality,
             "encoder_sha256": model.encoder.hash_weights(),
             "feature_fingerprint": cohort.features,
@@ -252,12 +267,10 @@ def pinball_loss(
     return torch.maximum(levels * missed, (levels - 1) * missed).mean()
 
 
-def _describe_people(records: Sequence[ScanRecord], split: Split, numbers: dict[str, float]) -> dict[str, Any]:
-    """Of the training scans, for the model card: the range of the target, and how many of each sex."""
+def count_sexes(records: Sequence[ScanRecord], split: Split) -> dict[str, int]:
+    """How many training scans there are of each sex, the unknown among them."""
     chosen = set(split.train)
-    values = [numbers[scan_id] for scan_id in split.train]
-    sexes = Counter(record.sex or "unknown" for record in records if record.scan_id in chosen)
-    return {"target_range": [min(values), max(values)], "num_by_sex": dict(sorted(sexes.items()))}
+    return dict(sorted(Counter(record.sex or "unknown" for record in records if record.scan_id in chosen).items()))
 
 
 def _tell_of_people(split: Split, facts: dict[str, Any], target: str) -> None:

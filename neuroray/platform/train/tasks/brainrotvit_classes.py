@@ -8,31 +8,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 import tyro
 from jaxtyping import Float
 from torch import nn
 from torch.nn import functional
 
-from neuroray.platform.data.labels import LabelError
-from neuroray.platform.data.plan import ReadItem
-from neuroray.platform.data.splits import Split, SplitConfig, split_subjects
-from neuroray.platform.data.targets import Target, TargetError, class_target
+from neuroray.platform.data.splits import Split, SplitConfig
+from neuroray.platform.data.targets import Target, class_target
 from neuroray.platform.evaluate.conformal import Calibration
 from neuroray.platform.evaluate.metrics import classification_metrics
-from neuroray.platform.evaluate.number_evidence import name_group
 from neuroray.platform.models.brainrotvit import BrainRotViTConfig, BrainRotViTHead
-from neuroray.platform.train.parallel import seeded
-from neuroray.platform.train.people import choose_records, spacing_range
 from neuroray.platform.train.recipe import DataConfig, LoopConfig, OptimConfig, Recipe, RecipeError
-from neuroray.platform.train.slice_features import feature_fingerprint, require_features, require_unseen, without_path
 from neuroray.platform.train.task import Cohort, Outputs, Terms
-from neuroray.platform.train.tasks.brainrotvit import BrainRotViTTask
-from neuroray.storage.checkpoint import save_weights
-from neuroray.storage.locations import Location
-from neuroray.storage.profiles.agreement import find_common_profile
-from neuroray.storage.store import ScanRecord, ScanStore
+from neuroray.platform.train.tasks.brainrotvit import BrainRotViTTask, count_sexes
+from neuroray.storage.store import ScanRecord
 
 logger = logging.getLogger(__name__)
 
@@ -93,50 +83,23 @@ class BrainRotViTClassTask(BrainRotViTTask):
         self._classes = recipe
         self._target: Target | None = None
 
-    def prepare(self, store: ScanStore) -> Cohort:
-        """Chooses the people, and finds their cached features.
-
-        Raises:
-            RecipeError: no such scans, one class only, classes that do not fit the model, features that are not there.
-            ProfileError: scans that were not all prepared alike.
-            SplitError: too few people.
-        """
+    def _make_target(self, split: Split) -> Target:
         recipe = self._classes
-        records = choose_records(store, recipe)
-        profile = find_common_profile(store, records)
-        try:
-            split = split_subjects(records, recipe.split, catalogue_version=store.version)
-            balanced = recipe.class_weights == "balanced"
-            # The split's own labels: in a control experiment they are the shuffled ones.
-            target = class_target(recipe.data.target, split.labels, train=split.train, balanced=balanced)
-        except (LabelError, TargetError) as fault:
-            raise RecipeError(fault.fault, given=fault.given, expected=fault.expected, fix=fault.fix) from fault
+        balanced = recipe.class_weights == "balanced"
+        target = class_target(recipe.data.target, split.labels, train=split.train, balanced=balanced)
         _require_outputs(target, recipe)
-        require_unseen(recipe.model, records, split)
-        features = feature_fingerprint(recipe.model)
-        require_features(store, split, features, recipe)
-        if split.left_out:
-            logger.warning("%d scans have no %s and are left out", len(split.left_out), target.name)
-        return Cohort(
-            store=store.uri,
-            version=store.version,
-            split=split,
-            features=features,
-            spacing_mm=spacing_range(records, split.train),
-            targets=(target,),
-            facts=_describe_people(records, split),
-            groups={record.scan_id: name_group(record.subject, record.family_id) for record in records},
-            profile=profile,
-        )
+        return target
+
+    def _describe_people(self, records: Sequence[ScanRecord], split: Split) -> dict[str, Any]:
+        """Of the training scans, for the model card: how many of each class and of each sex."""
+        classes = Counter(split.labels[scan_id] for scan_id in split.train)
+        return {"num_by_class": dict(sorted(classes.items())), "num_by_sex": count_sexes(records, split)}
 
     def calibrate(self, module: nn.Module, cohort: Cohort) -> None:
         """Sets the scale of the map where the model standardises; keeps the classes and what they weigh."""
         assert isinstance(module, BrainRotViTHead)
         self._target = cohort.targets[0]
-        if self._classes.model.standardise:
-            reader = self.reader(cohort)
-            rows = (reader(ReadItem(scan_id=scan_id)) for scan_id in cohort.split.train)
-            module.fit_scale(torch.from_numpy(np.array(row["features"])) for row in rows)
+        self._fit_map_scale(module, cohort)
 
     def loss(self, outputs: Outputs, targets: Float[torch.Tensor, "row 2"]) -> Terms:
         """Cross entropy, each person weighed by the class: the mean over the weights, as torch's own."""
@@ -159,28 +122,9 @@ class BrainRotViTClassTask(BrainRotViTTask):
         del outputs, targets
         return {}
 
-    def export(self, module: nn.Module, cohort: Cohort, folder: Location, training: dict[str, Any]) -> None:
-        """Saves encoder and head together, with what reads their answers."""
-        recipe = self._classes
-        with seeded(recipe.seed):
-            model = recipe.model.build()
-        model.head.load_state_dict(module.state_dict())
-        described = {
-            "format": _MODEL_FORMAT,
-            "model_name": recipe.model_name,
-            "model": without_path(recipe.model).to_json(),
-            "classes": list(cohort.targets[0].classes),
-            "target": recipe.data.target,
-            "targets": [target.to_json() for target in cohort.targets],
-            "quantiles": [],
-            "modality": recipe.data.modality,
-            "encoder_sha256": model.encoder.hash_weights(),
-            "feature_fingerprint": cohort.features,
-            "spacing_mm": [list(bound) for bound in cohort.spacing_mm],
-            "people": dict(cohort.facts),
-            "profile": cohort.profile.to_json(),
-        }
-        save_weights(folder, model.state_dict(), described, training)
+    @property
+    def _quantiles(self) -> tuple[float, ...]:
+        return ()
 
     def _known_target(self) -> Target:
         assert self._target is not None, "calibrate comes before the first step"
@@ -196,11 +140,3 @@ def _require_outputs(target: Target, recipe: BrainRotViTClassRecipe) -> None:
             fix=f"--model.num-outputs {target.num_outputs}, or name the classes to keep: "
             f"--data.classes {' '.join(target.classes[:2])}",
         )
-
-
-def _describe_people(records: Sequence[ScanRecord], split: Split) -> dict[str, Any]:
-    """Of the training scans, for the model card: how many of each class and of each sex."""
-    chosen = set(split.train)
-    sexes = Counter(record.sex or "unknown" for record in records if record.scan_id in chosen)
-    classes = Counter(split.labels[scan_id] for scan_id in split.train)
-    return {"num_by_class": dict(sorted(classes.items())), "num_by_sex": dict(sorted(sexes.items()))}
