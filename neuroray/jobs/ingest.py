@@ -20,7 +20,7 @@ from neuroray.jobs.ray_session import ensure_ray
 from neuroray.jobs.run_record import record_run
 from neuroray.storage.group import Packing
 from neuroray.storage.label_matching import LabelledScan
-from neuroray.storage.profiles import find_profile
+from neuroray.storage.profiles import Profile, ProfileError, TemplateAligned, find_profile
 from neuroray.storage.sources import SourceListing, list_source
 from neuroray.storage.store import ScanRecord, ScanStore
 
@@ -50,6 +50,9 @@ class Args:
     profile: str = "native"
     """How scans are prepared: native (turned to RAS+, nothing else), n4, mni_affine (needs the extra "ants"), or
     fmri_minimal (runs that are preprocessed already)."""
+
+    profile_spacing_mm: float | None = None
+    """Voxel size of the template's grid (mni_affine), 1 to 8; 1 when not given. Coarser volumes make smaller models."""
 
     only: str | None = None
     """Take only files with such a name, e.g. "*space-MNI152NLin2009cAsym*desc-preproc_bold*"."""
@@ -121,7 +124,7 @@ class Answer:
 
 def run(args: Args) -> Answer:
     """Reads, checks and stores scan after scan; commits in groups, so that a crash loses little and halves nothing."""
-    find_profile(args.profile).fingerprint()  # says at once where a package is missing
+    _find_profile(args).fingerprint()  # says at once where a package is missing
     source = list_source(args.source, participants=args.participants, modality=args.modality, only=args.only)
     store = ScanStore.create(args.store)
     out = Path(args.out) if args.out else _default_out(store.uri)
@@ -151,6 +154,20 @@ def _ingest(args: Args, store: ScanStore, source: SourceListing, report: Path) -
     return _answer(args, store, source, before, outcomes, report), outcomes
 
 
+def _find_profile(args: Args) -> Profile:
+    profile = find_profile(args.profile)
+    if args.profile_spacing_mm is None:
+        return profile
+    if not isinstance(profile, TemplateAligned):
+        raise ProfileError(
+            f"the profile {profile.name} has no grid of its own",
+            given=f"--profile-spacing-mm {args.profile_spacing_mm}",
+            expected="mni_affine",
+            fix="leave it out: scans keep their own voxels",
+        )
+    return dataclasses.replace(profile, spacing_mm=args.profile_spacing_mm)
+
+
 def _work_off(args: Args, graphs: Iterable[ScanGraph]) -> Iterator[Outcome]:
     if choose_scheduler(args.scheduler, args.workers) == "local":
         yield from run_here(graphs, args.workers or 1)
@@ -165,7 +182,7 @@ class _Orders:
 
     def __init__(self, args: Args, store: ScanStore, before: dict[str, ScanRecord]) -> None:
         self._before = before
-        profile = find_profile(args.profile)
+        profile = _find_profile(args)
         self._same_for_all: dict[str, Any] = {
             "modality": args.modality,
             "profile": profile,

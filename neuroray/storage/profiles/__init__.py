@@ -1,7 +1,7 @@
 """Preprocessing profiles: named, versioned ways from a read scan to what a store keeps of it."""
 
 from neuroray.storage.profiles.prepared import Prepared
-from neuroray.storage.profiles.profile import PROFILES, Profile, ProfileError, find_profile
+from neuroray.storage.profiles.profile import PROFILES, Profile, ProfileError, TemplateAligned, find_profile
 from neuroray.storage.profiles.statistics import Statistics
 from neuroray.storage.profiles.steps import Step, prepare, steps
 from neuroray.storage.profiles.transform import NativeGrid, TemplateTransform, carry_back, lay_back
@@ -14,6 +14,7 @@ __all__ = [
     "ProfileError",
     "Statistics",
     "Step",
+    "TemplateAligned",
     "TemplateTransform",
     "carry_back",
     "find_profile",
