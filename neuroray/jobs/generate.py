@@ -28,7 +28,7 @@ from neuroray.platform.generate.generated import (
     reconstruct,
 )
 from neuroray.platform.generate.pictures import PictureRow, draw_strip, find_shown, make_animation, to_dark_png
-from neuroray.platform.models.neuroar.generate import SamplingConfig
+from neuroray.platform.models.neuroar.generate import SamplingConfig, require_guidance
 from neuroray.serve.caution import compare_spacing, find_faults
 from neuroray.storage.nifti import read_scan, write_map
 from neuroray.storage.profiles.agreement import read_model_profile
@@ -67,6 +67,16 @@ class Args:
     top_p: float = 1.0
     """Draw among the likeliest codes that together have this probability alone; 1: all."""
 
+    age_guidance: float = 1.0
+    """How far to go in the direction in which ages change what is told: 1 as far as they do, 2 twice as far (changes
+    are overdrawn); two passes in place of one."""
+
+    previous_guidance: float = 1.0
+    """The same of the previous scan: above 1 nearer to it; three passes in place of one."""
+
+    guidance_ramp: bool = True
+    """Guide not at all at the coarsest scale and fully at the finest, as VAR does; else at each alike."""
+
     samples: int = 1
     """Draw so many brains for each age: their mean is written, and their standard deviation as age_70_sd.nii.gz."""
 
@@ -88,9 +98,10 @@ def run(args: Args) -> dict[str, Any]:
     out = Path(args.out)
     with record_run(out, job="generate", args=args, seed=args.seed) as record:
         age = check_ages(args.age_years, args.ages)
-        sampling = SamplingConfig(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
+        sampling = _choose_sampling(args)
         check_sampling(sampling, args.samples)
         model = load_ageing_model(args.run, device=args.device)
+        require_guidance(model.transformer.config, sampling)
         notes = compare_ages(age, args.ages, model.card, allow_outside=args.allow_outside)
         profile = read_model_profile(model.card).restore()
         scan = read_scan(args.scan)
@@ -106,6 +117,17 @@ def run(args: Args) -> dict[str, Any]:
         (out / "generate.json").write_text(json.dumps(answer, indent=2, allow_nan=False) + "\n")
         record.add(model=model.to_json(), num_ages=len(made), warnings=list(warnings))
     return answer | {"text": _tell(answer, out)}
+
+
+def _choose_sampling(args: Args) -> SamplingConfig:
+    return SamplingConfig(
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        age_guidance=args.age_guidance,
+        previous_guidance=args.previous_guidance,
+        guidance_ramp=args.guidance_ramp,
+    )
 
 
 def _compare(given: ScanInTokens, model: AgeingModel) -> tuple[str, ...]:
@@ -136,7 +158,7 @@ def _write_all(
         "scan": args.scan,
         "model": model.to_json(),
         "age_years": args.age_years,
-        "sampling": {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed},
+        "sampling": {**_choose_sampling(args).to_json(), "seed": args.seed},
         "num_samples": args.samples,
         "ages": ages,
         "difference_against": _AGAINST,

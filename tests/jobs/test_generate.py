@@ -224,6 +224,29 @@ def test_scans_that_do_not_fit_are_refused(trained: Path, scan: Path, tmp_path: 
         ask(trained, tmp_path / "flat.nii.gz", tmp_path / "out")
 
 
+def test_guidance_changes_what_is_told_and_is_recorded(
+    trained: Path, scan: Path, asked: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out, plain = asked
+    answer = ask(trained, scan, tmp_path / "guided", age_guidance=9.0, previous_guidance=0.0, guidance_ramp=False)
+    assert answer["sampling"]["age_guidance"] == 9.0
+    assert plain["sampling"]["age_guidance"] == 1.0
+    name = plain["ages"][0]["files"]["volume"]
+    assert not np.array_equal(read(out / name), read(tmp_path / "guided" / name))
+
+
+def test_guidance_of_a_run_that_was_trained_with_everything_told_is_refused(
+    trained: Path, scan: Path, tmp_path: Path
+) -> None:
+    card = load_weights(trained / "run" / "model")[1]
+    save_changed(trained, tmp_path / "told", model={**card["model"], "age_dropout": 0.0})
+    low, high = ages_of(trained)
+    asked: dict[str, Any] = {"scan": str(scan), "out": str(tmp_path / "out"), "age_years": low, "ages": (high,)}
+    with pytest.raises(ConfigError, match=r"cannot be guided.*--model.age-dropout 0.1"):
+        generate.run(generate.Args(run=str(tmp_path / "told" / "run"), age_guidance=2.0, **asked))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["run.json"]
+
+
 def save_changed(trained: Path, folder: Path, *, without: str = "~", **changes: Any) -> Path:
     """The model folder with another card, or without some of its weights."""
     state, card, provenance = load_weights(trained / "run" / "model")

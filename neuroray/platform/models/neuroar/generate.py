@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from torch import Tensor
 from neuroray.config import Config, ConfigError
 from neuroray.platform.models.neuroar.quantiser import MultiScaleQuantiser, shrink
 from neuroray.platform.models.neuroar.transformer import Conditions, NeuroARTransformer, describe_previous
+from neuroray.platform.models.neuroar.transformer_config import NeuroARConfig
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -43,8 +45,34 @@ class SamplingConfig(Config):
             raise ConfigError(
                 "sampling is none", given=self.to_json(), expected="temperature and top_k >= 0, top_p to 1"
             )
-        if min(self.age_guidance, self.previous_guidance) < 0:
-            raise ConfigError("guidance is negative", given=self.to_json(), expected="0 or more")
+        if not all(0 <= one < math.inf for one in (self.age_guidance, self.previous_guidance)):
+            raise ConfigError("guidance is none", given=self.to_json(), expected="0 or more")
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether more is asked than one pass of a scale that is told everything."""
+        return not self.age_guidance == self.previous_guidance == 1
+
+
+def require_guidance(config: NeuroARConfig, sampling: SamplingConfig) -> None:
+    """Guidance compares with what a model tells that has not been told all: it must have learned from such rows.
+
+    Raises:
+        ConfigError: guidance of a model from which nothing was hidden in training.
+    """
+    if not sampling.is_guided:
+        return
+    needed = ["age_dropout"] if sampling.previous_guidance == 1 else ["age_dropout", "previous_dropout"]
+    if sampling.previous_guidance != 1 and config.previous == "none":
+        raise ConfigError("a model that sees no previous scan cannot be guided by it", given=sampling.previous_guidance)
+    missing = [name for name in needed if getattr(config, name) == 0]
+    if missing:
+        raise ConfigError(
+            "this model cannot be guided: it was trained with everything told, and never without",
+            given=f"{' and '.join(missing)} 0",
+            expected="rows whose ages, or previous scans, were hidden in training",
+            fix=f"no guidance; or train with {' '.join(f'--model.{one.replace("_", "-")} 0.1' for one in missing)}",
+        )
 
 
 @torch.no_grad()
@@ -69,9 +97,10 @@ def generate_tokens(
 
     Raises:
         ModelError: inputs that do not fit, ages that are none.
-        ConfigError: sampling without a generator.
+        ConfigError: sampling without a generator; guidance of a model that learned from no hidden rows.
     """
     sampling = sampling or SamplingConfig()
+    require_guidance(model.config, sampling)
     if sampling.temperature > 0 and generator is None:
         raise ConfigError(
             "codes are drawn from a generator", given=None, fix="generator=torch.Generator().manual_seed(0)"
@@ -127,7 +156,7 @@ def _prepare_branches(
     everyone = torch.ones(len(ages_years), dtype=torch.bool, device=ages_years.device)
     hidden = everyone[: len(previous)]
     branches = [(sampling.age_guidance, model.prepare(ages_years, previous))]
-    if sampling.age_guidance == sampling.previous_guidance == 1:
+    if not sampling.is_guided:
         return branches
     branches.append((sampling.previous_guidance, model.prepare(ages_years, previous, hide_ages=everyone)))
     if sampling.previous_guidance != 1:
@@ -136,7 +165,10 @@ def _prepare_branches(
 
 
 def _guide(told: list[tuple[float, Tensor]], ramp: float) -> Tensor:
-    """Neither, plus the way to the previous scan, plus the way to the ages, each as far as its weight says."""
+    """Neither, plus the way to the previous scan, plus the way to the ages, each as far as its weight says.
+
+    With one of them it is VAR's `(1 + t) told - t hidden`, with t = (weight - 1) ramp.
+    """
     logits = told[-1][1]
     for (weight, one), (_, other) in reversed(list(pairwise(told))):
         logits = logits + (1 + (weight - 1) * ramp) * (one - other)

@@ -196,6 +196,83 @@ def test_guidance_of_one_changes_nothing_and_more_of_it_goes_further(quantiser: 
     assert not torch.equal(blind[0], plain[0])
 
 
+def tell_scales(
+    model: NeuroARTransformer, quantiser: MultiScaleQuantiser, previous: Tensor, target: Tensor, **hidden: Tensor
+) -> Tensor:
+    """Logits of all scales, told from the given tokens, with something hidden from everybody."""
+    inputs = quantiser.teacher_inputs(target, GRID)
+    return model(inputs, AGES[: len(target)], describe_previous(quantiser, previous, GRID), **hidden).logits
+
+
+@pytest.mark.parametrize("ramp", [True, False])
+def test_guidance_over_ages_is_vars_formula(quantiser: MultiScaleQuantiser, ramp: bool) -> None:
+    model, previous = nudge(small_config().build()).eval(), draw_tokens(small_config(), 2)
+    made = generate_tokens(model, quantiser, previous, AGES[:2], SamplingConfig(age_guidance=2.5, guidance_ramp=ramp))
+    everybody = torch.ones(2, dtype=torch.bool)
+    told = tell_scales(model, quantiser, previous, made)
+    hidden = tell_scales(model, quantiser, previous, made, hide_ages=everybody)
+    cfg, last = 1.5, len(model.config.scales) - 1
+    for k, (start, end) in enumerate(zip(model.config.ends[:-1], model.config.ends[1:], strict=True)):
+        t = cfg * k / last if ramp else cfg
+        logits = (1 + t) * told[:, start:end] - t * hidden[:, start:end]
+        assert torch.equal(logits.argmax(-1), made[:, start:end])
+    assert not torch.equal(made, generate_tokens(model, quantiser, previous, AGES[:2]))
+
+
+def test_guidance_over_both_adds_the_ways_to_the_previous_scan_and_to_the_ages(quantiser: MultiScaleQuantiser) -> None:
+    model, previous = nudge(small_config().build()).eval(), draw_tokens(small_config(), 2)
+    sampling = SamplingConfig(age_guidance=3.0, previous_guidance=0.5, guidance_ramp=False)
+    made = generate_tokens(model, quantiser, previous, AGES[:2], sampling)
+    everybody = torch.ones(2, dtype=torch.bool)
+    told = tell_scales(model, quantiser, previous, made)
+    ageless = tell_scales(model, quantiser, previous, made, hide_ages=everybody)
+    nothing = tell_scales(model, quantiser, previous, made, hide_ages=everybody, hide_previous=everybody)
+    assert torch.equal((nothing + 0.5 * (ageless - nothing) + 3 * (told - ageless)).argmax(-1), made)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sampling", "message"),
+    [
+        ({"age_dropout": 0.0}, {"age_guidance": 2.0}, r"cannot be guided.*age_dropout 0.*--model.age-dropout 0.1"),
+        ({"age_dropout": 0.0}, {"previous_guidance": 2.0}, "cannot be guided"),
+        ({"previous_dropout": 0.0}, {"previous_guidance": 2.0}, r"given previous_dropout 0"),
+        ({"previous": "none"}, {"previous_guidance": 2.0}, "sees no previous scan"),
+    ],
+)
+def test_a_model_from_which_nothing_was_hidden_is_not_guided(
+    quantiser: MultiScaleQuantiser, changes: dict[str, Any], sampling: dict[str, float], message: str
+) -> None:
+    model, previous = small_config(**changes).build().eval(), draw_tokens(small_config(), 1)
+    with pytest.raises(ConfigError, match=message):
+        generate_tokens(model, quantiser, previous, AGES[:1], SamplingConfig(**sampling))
+
+
+def test_guidance_by_ages_alone_needs_no_hidden_previous_scans(quantiser: MultiScaleQuantiser) -> None:
+    model, previous = small_config(previous_dropout=0.0).build().eval(), draw_tokens(small_config(), 1)
+    assert len(generate_tokens(model, quantiser, previous, AGES[:1], SamplingConfig(age_guidance=2.0))) == 1
+
+
+def test_in_training_a_share_of_ages_and_previous_scans_is_hidden(quantiser: MultiScaleQuantiser) -> None:
+    torch.manual_seed(0)
+    model = nudge(small_config(age_dropout=0.3, previous_dropout=0.1).build()).train()
+    seen: dict[str, Tensor] = {}
+    prepare = model.prepare
+
+    def watch(*given: Any, **hidden: Any) -> Any:
+        seen.update(hidden)
+        return prepare(*given, **hidden)
+
+    model.prepare = watch  # type: ignore[method-assign]
+    rows = 2000
+    previous = describe_previous(quantiser, draw_tokens(model.config, 1), GRID).expand(rows, -1, -1)
+    inputs = quantiser.teacher_inputs(draw_tokens(model.config, 1), GRID).expand(rows, -1, -1)
+    with torch.no_grad():
+        model(inputs, AGES[:1].expand(rows, -1), previous)
+    # Five standard deviations of a share among 2000 rows are 0.05 and 0.034.
+    assert float(seen["hide_ages"].float().mean()) == pytest.approx(0.3, abs=0.05)
+    assert float(seen["hide_previous"].float().mean()) == pytest.approx(0.1, abs=0.034)
+
+
 def test_drawn_tokens_follow_from_the_generator(quantiser: MultiScaleQuantiser) -> None:
     model, previous = nudge(small_config().build()).eval(), draw_tokens(small_config(), 2)
     sampling = SamplingConfig(temperature=1.0)
@@ -289,6 +366,8 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         small_config(quantiser=dataclasses.replace(small_config().quantiser, scales=((1, 1, 1), (4, 4, 4))))
     with pytest.raises(ConfigError, match="sampling is none"):
         SamplingConfig(top_p=0.0)
+    with pytest.raises(ConfigError, match="guidance is none"):
+        SamplingConfig(previous_guidance=float("nan"))
 
 
 def test_generation_on_kept_keys_is_generation_by_whole_passes(
