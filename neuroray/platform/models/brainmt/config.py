@@ -38,9 +38,11 @@ class BrainMTConfig(Config):
         mlp_ratio: Hidden channels of the MLP per channel of a token.
         shared_mlp: One LayerNorm and one MLP serve all attention layers, as released; else each has its own.
         pool: What the head takes: the CLS token, as released, or the mean of all others. Masked pretraining asks
-            nothing of CLS, so a probe takes the mean. `moments`, which the paper has not: CLS and, standardised over
-            the training scans, the covariances over time of the frame encoder's channels (`second_moments`), so that a
-            hundred people are enough to learn what is told by fluctuating together.
+            nothing of CLS, so a probe takes the mean. `moments`, which the paper has not: CLS and, centred on the
+            training scans, correlations and variances over time of the tokens' principal components
+            (`PrincipalMoments`), so that a hundred people are enough to learn what is told by fluctuating together.
+            Their axes are of one grid.
+        num_components: With `moments`, how many components.
         head: `linear`, as released; `mlp` on the normalised token, as the paper tells; `probe`: linear on channels
             whose mean and spread over the training scans are fixed before it learns.
         final_norm: Normalise the token before a linear head.
@@ -69,6 +71,7 @@ class BrainMTConfig(Config):
     mlp_ratio: float = 2.0
     shared_mlp: bool = True
     pool: Literal["cls", "mean", "moments"] = "cls"
+    num_components: int = 16
     head: Literal["linear", "mlp", "probe"] = "linear"
     final_norm: bool = False
     time_steps: Literal["released", "mamba"] = "released"
@@ -78,7 +81,7 @@ class BrainMTConfig(Config):
     scan_impl: str = without_effect("auto")
 
     def __post_init__(self) -> None:
-        sizes = ("num_frames", "num_outputs", "width", "state_size", "expansion", "num_heads")
+        sizes = ("num_frames", "num_outputs", "width", "state_size", "expansion", "num_heads", "num_components")
         for name in sizes:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is too small", given=getattr(self, name), expected="1 or more")
@@ -99,7 +102,10 @@ class BrainMTConfig(Config):
                 expected="bidirectional, or attention_depth of 1 or more",
             )
         if self.pool == "moments" and self.head == "mlp":
-            raise ConfigError("covariances are read linearly", given="pool moments, head mlp", expected="head linear")
+            raise ConfigError("moments are read linearly", given="pool moments, head mlp", expected="head linear")
+        if self.pool == "moments" and self.num_components > self.num_channels * math.prod(self.token_grid):
+            given = f"{self.num_components}, of {math.prod(self.token_grid)} tokens of {self.num_channels} channels"
+            raise ConfigError("there are not so many components", given=given, fix="a smaller --model.num-components")
         if not 0 <= self.drop_path < 1:
             raise ConfigError("drop_path is no fraction", given=self.drop_path, expected="0 <= fraction < 1")
         if not 2 <= self.conv_taps <= 8:
@@ -115,7 +121,7 @@ class BrainMTConfig(Config):
     @property
     def num_features(self) -> int:
         """Numbers that the head takes of a window."""
-        return self.num_channels + (count_moments(self.num_channels) if self.pool == "moments" else 0)
+        return self.num_channels + (count_moments(self.num_components) if self.pool == "moments" else 0)
 
     @property
     def inner_channels(self) -> int:

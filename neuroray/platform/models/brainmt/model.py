@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from neuroray.platform.models.brainmt.config import token_grid
 from neuroray.platform.models.brainmt.embedding import TokenEmbedding
 from neuroray.platform.models.brainmt.frames import ConvFrameEncoder, PatchFrameEncoder, encode_frames
 from neuroray.platform.models.brainmt.mamba import MambaLayer, RMSNorm, ScanDirection, add_residual, shrink_for_depth
-from neuroray.platform.models.brainmt.moments import find_held, second_moments
+from neuroray.platform.models.brainmt.moments import PrincipalMoments, find_held
 from neuroray.platform.models.errors import ModelError
 
 if TYPE_CHECKING:
@@ -56,10 +57,11 @@ class ProbeHead(nn.Sequential):
 
 
 class MomentsHead(ProbeHead):
-    """Linear on a token and second moments, of which only the moments are standardised; it begins by saying nothing.
+    """Linear on a token and second moments, of which only the moments are scaled; it begins by saying nothing.
 
-    A token is made to be read and moves while the layers before it learn. Moments come in the scale of a held frame
-    encoder, and beside thousands of them drawn weights would never be forgotten.
+    A token is made to be read and moves while the layers before it learn. Moments are centred, and all divided by one
+    number, for their weights among each other are meant. Beside hundreds of them drawn weights would never be
+    forgotten.
     """
 
     def __init__(self, channels: int, num_features: int, num_outputs: int) -> None:
@@ -74,6 +76,8 @@ class MomentsHead(ProbeHead):
         assert isinstance(scale, FixedScale)
         scale.mean[: self.channels] = 0.0
         scale.std[: self.channels] = 1.0
+        common = rows[:, self.channels :].double().std(dim=0, correction=0).square().mean().sqrt()
+        scale.std[self.channels :] = common if common > 0 else 1.0
 
 
 class FixedScale(nn.Module):
@@ -108,6 +112,11 @@ class BrainMT(nn.Module):
         has_shared = config.shared_mlp and config.attention_depth > 0
         self.shared = TokenMixing(config) if has_shared else None
         self.final_norm = nn.LayerNorm(config.num_channels) if config.final_norm or config.head == "mlp" else None
+        self.moments = (
+            PrincipalMoments(math.prod(config.token_grid), config.num_channels, config.num_components)
+            if config.pool == "moments"
+            else None
+        )
         self.head = _build_head(config)
         self._draw_weights()
 
@@ -120,12 +129,12 @@ class BrainMT(nn.Module):
         Raises:
             ModelError: no batch of 4D windows, or no frame in it.
         """
-        frames, grid = self._encode_frames(voxels)
+        frames, grid = self.encode_frames(voxels)
         tokens = self._encode_sequence(frames, grid)
         pooled = tokens[:, 1:].mean(dim=1) if self.config.pool == "mean" else tokens[:, 0]
         embedding = pooled if self.final_norm is None else self.final_norm(pooled)
-        if self.config.pool == "moments":
-            moments = second_moments(frames, find_held(voxels))
+        if self.moments is not None:
+            moments = self.moments(frames, find_held(voxels))
             embedding = torch.cat([embedding.to(moments.dtype), moments], dim=1)
         return BrainMTOutput(self.head(embedding.to(_dtype_of(self.head))), embedding)
 
@@ -135,12 +144,16 @@ class BrainMT(nn.Module):
         Raises:
             ModelError: as `forward`.
         """
-        return self._encode_sequence(*self._encode_frames(voxels))
+        return self._encode_sequence(*self.encode_frames(voxels))
 
-    def _encode_frames(
+    def encode_frames(
         self, voxels: Float[Tensor, "batch time x y z"]
     ) -> tuple[Float[Tensor, "batch time channel place"], tuple[int, int, int]]:
-        """Tokens of each frame by itself, and their grid along y, x, z."""
+        """Tokens of each frame by itself, and their grid along y, x, z.
+
+        Raises:
+            ModelError: as `forward`.
+        """
         _check(voxels)
         config = self.config
         frames = encode_frames(

@@ -22,10 +22,9 @@ from neuroray.platform.data.windows import WindowConfig
 from neuroray.platform.evaluate.conformal import Calibration, calibrate_errors
 from neuroray.platform.evaluate.metrics import classification_metrics, regression_metrics
 from neuroray.platform.models.brainmt import BrainMT, BrainMTConfig
-from neuroray.platform.models.brainmt.model import ProbeHead
 from neuroray.platform.train.frame_pretraining import PretrainConfig, pretrain_on
 from neuroray.platform.train.parallel import seeded
-from neuroray.platform.train.probe import embed_training_scans, freeze_encoder
+from neuroray.platform.train.probe import fit_scales, freeze_encoder
 from neuroray.platform.train.recipe import DataConfig, Recipe, RecipeError
 from neuroray.platform.train.start_weights import StartConfig, join_start, load_encoder
 from neuroray.platform.train.task import Batch, Cohort, Outputs, Terms
@@ -201,11 +200,7 @@ class BrainMTTask:
                 recipe=self._recipe,
                 standard=self._recipe.standardise,
             )
-        if isinstance(module.head, ProbeHead):
-            embedded = embed_training_scans(
-                module, self._recipe, cohort, self.reader(cohort), standard=self._recipe.standardise
-            )
-            module.head.fit_scale(embedded)
+        fit_scales(module, self._recipe, cohort, self.reader(cohort), standard=self._recipe.standardise)
 
     def blocks(self, module: nn.Module) -> Sequence[nn.Module]:
         """Every layer of the sequence part; convolutions, tables, shared MLP and head go with the root."""
