@@ -39,6 +39,7 @@ class ServeConfig(Config):
         max_upload_bytes: Largest request body; above it 413, before the rest is read.
         max_volume_bytes: Largest decoded volume; above it 422.
         max_map_bytes: Largest compressed map that goes with an answer; above it the answer comes without, and says so.
+            Of brains at other ages: of all files together.
         token_sha256: SHA-256 (hex) of the bearer token that `/v1` asks for; None: open. Only the digest travels through
             the cluster, never the token.
     """

@@ -1,4 +1,4 @@
-"""Answers as the documentation page shows them: of a model of slices, of one of runs, and of one of age."""
+"""Answers as the documentation page shows them: of models of slices, of runs, of age, and of ageing."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ MODEL: dict[str, Any] = {
         "encoder_sha256": "91ab77...",
         "feature_fingerprint": "c04f3d...",
     },
+    "ages_years": None,
 }
 _MODEL_OF_RUNS: dict[str, Any] = {
     "name": "brainmt",
@@ -33,6 +34,7 @@ _MODEL_OF_RUNS: dict[str, Any] = {
     "profile_sha256": "7a60d4c2b915...",
     "num_models": 1,
     "fingerprints": {"weights_sha256": "0b77d1f3c8aa..."},
+    "ages_years": None,
 }
 PREDICTION: dict[str, Any] = {
     "label": "control",
@@ -68,6 +70,7 @@ PREDICTION: dict[str, Any] = {
         "nifti_size_bytes": 48211,
         "no_nifti": None,
     },
+    "ageing": None,
 }
 PREDICTION_OF_RUN: dict[str, Any] = {
     "label": None,
@@ -97,6 +100,7 @@ PREDICTION_OF_RUN: dict[str, Any] = {
     "motion": {"fd_mean_mm": 0.11, "fd_max_mm": 0.62, "dvars": 14.2, "num_lost": 0},
     "gap": None,
     "map": None,
+    "ageing": None,
 }
 PREDICTION_OF_AGE: dict[str, Any] = PREDICTION_OF_RUN | {
     "targets": [
@@ -134,6 +138,7 @@ PREDICTION_OF_AGE: dict[str, Any] = PREDICTION_OF_RUN | {
             "encoder_sha256": "0d35be...",
             "feature_fingerprint": "b1e9c4...",
         },
+        "ages_years": None,
     },
     "motion": None,
     "gap": {
@@ -148,5 +153,46 @@ PREDICTION_OF_AGE: dict[str, Any] = PREDICTION_OF_RUN | {
         "controls": ["control"],
         "num_controls": 58,
         "control_ages_years": [20.4, 81.2],
+    },
+}
+PREDICTION_OF_AGEING: dict[str, Any] = PREDICTION_OF_RUN | {
+    "targets": [],
+    "warnings": ["+20 years from the scan: the model was trained on -8 to +8"],
+    "profile": "mni_affine",
+    "profile_sha256": "19d0aa...",
+    "model": {
+        "name": "neuroar",
+        "kind": "neuroar",
+        "version": "e1b07c55d2aa",
+        "classes": [],
+        "target": "",
+        "targets": [],
+        "modality": "T1w",
+        "profile": "mni_affine",
+        "profile_sha256": "19d0aa...",
+        "num_models": 1,
+        "fingerprints": {"weights_sha256": "e1b07c55d2aa..."},
+        "ages_years": [45.2, 82.0],
+    },
+    "motion": None,
+    "ageing": {
+        "facts": {
+            "age_years": 61.0,
+            "sampling": {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0},
+            "num_samples": 1,
+            "reconstruction": {"psnr_db": 26.1, "mean_absolute_error": 14.2},
+        },
+        "ages": [
+            {
+                "age_years": 81.0,
+                "facts": {"mean_absolute_difference": 9.3, "changed_token_fraction": 0.31},
+                "picture_png_base64": "iVBORw0KGgo...",
+                "volume": {"nifti_base64": "H4sIAAAAAAAC...", "nifti_size_bytes": 981211, "no_nifti": None},
+                "difference": None,
+                "spread": None,
+            }
+        ],
+        "strip_png_base64": "iVBORw0KGgo...",
+        "reconstruction": None,
     },
 }

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from neuroray.serve.maps import AnswerMap
+from neuroray.serve.packed_ages import PackedAges, pack_ages, write_nifti
 from neuroray.serve.prediction import Prediction
 from neuroray.serve.question import Reply
-from neuroray.storage.nifti import write_map
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,32 +38,31 @@ class PackedReply:
     Attributes:
         prediction: The answer.
         map: What it rests on, where that was asked for.
+        ageing: The brain at other ages, where that was asked for.
     """
 
     prediction: Prediction
     map: PackedMap | None = None
+    ageing: PackedAges | None = None
 
 
 def pack_reply(reply: Reply, *, max_map_bytes: int) -> PackedReply:
-    """The same answer, its map packed."""
+    """The same answer, its maps and volumes packed; see `ServeConfig.max_map_bytes`."""
     packed = None if reply.map is None else pack_map(reply.map, max_bytes=max_map_bytes)
-    return PackedReply(prediction=reply.prediction, map=packed)
+    ages = None if reply.ageing is None else pack_ages(reply.ageing, files=reply.files, max_bytes=max_map_bytes)
+    return PackedReply(prediction=reply.prediction, map=packed, ageing=ages)
 
 
 def pack_map(found: AnswerMap, *, max_bytes: int) -> PackedMap:
     """Writes the map as `neuroray predict --explain` does, and reads the file back.
 
-    The file lies in a temporary folder meanwhile, and nowhere afterwards.
-
     Args:
         found: The map.
         max_bytes: The largest file that is passed on.
     """
-    with tempfile.TemporaryDirectory(prefix="neuroray-map-") as folder:
-        path = Path(folder) / "map.nii.gz"
-        write_map(found.values, found.grid, path)
-        size_bytes = path.stat().st_size
-        nifti = path.read_bytes() if size_bytes <= max_bytes else None
+    written = write_nifti(found.values, found.grid)
+    size_bytes = len(written)
+    nifti = written if size_bytes <= max_bytes else None
     no_nifti = None
     if nifti is None:
         no_nifti = (

@@ -36,6 +36,23 @@ class TargetCard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AgeingFacts:
+    """What a model that tells brains at other ages has learned from.
+
+    Attributes:
+        age_range_years: Youngest and oldest age in its training.
+        gap_range_years: Shortest and longest gap; below 0 backwards.
+        diagnoses: Of its training people; "" where none was recorded; empty: not known.
+        tokenizer_sha256: Of the weights of its first stage.
+    """
+
+    age_range_years: tuple[float, float]
+    gap_range_years: tuple[float, float]
+    diagnoses: tuple[str, ...]
+    tokenizer_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
     """What is told of a model beside its answers.
 
@@ -53,6 +70,7 @@ class ModelCard:
         members: Of an ensemble: digests of the weights of its models, in order; empty for one model.
         age_line: Of a model of age: the line of controls that corrects gaps; None where it carries none.
         no_age_line: Why it carries none.
+        ageing: Of a model that tells brains at other ages, in place of targets; None for all others.
     """
 
     model_name: str
@@ -68,6 +86,7 @@ class ModelCard:
     members: tuple[str, ...] = ()
     age_line: AnswerLine | None = None
     no_age_line: str | None = None
+    ageing: AgeingFacts | None = None
 
     @property
     def tells_age(self) -> bool:
@@ -116,7 +135,7 @@ class Prediction:
 
     Attributes:
         model: Who answered.
-        targets: What it says of each of its targets, the main one first.
+        targets: What it says of each of its targets, the main one first; of a model that tells brains there are none.
         attention_axis: The plane of the slices: axial, coronal or sagittal; None for a model without slices.
         attention: One entry per slice that the model looked at.
         motion: Of a run.
@@ -143,13 +162,13 @@ class Prediction:
 
     @property
     def label(self) -> str | None:
-        """The most probable class of the main target; None where that is a measure."""
-        return self.targets[0].label
+        """The most probable class of the main target; None where that is a measure, or there is none."""
+        return self.targets[0].label if self.targets else None
 
     @property
     def probabilities(self) -> dict[str, float]:
-        """Class of the main target to probability; they sum to 1. Empty where that is a measure."""
-        return dict(self.targets[0].probabilities)
+        """Class of the main target to probability; they sum to 1. Empty where that is a measure, or none."""
+        return dict(self.targets[0].probabilities) if self.targets else {}
 
     def to_json(self) -> dict[str, Any]:
         """All of it."""

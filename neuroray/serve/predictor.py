@@ -14,11 +14,14 @@ from neuroray.errors import NeurorayError
 from neuroray.platform.evaluate.age_evidence import is_age
 from neuroray.platform.evaluate.ensemble import Member, find_members, read_ensemble_calibration
 from neuroray.platform.evaluate.loaded import CARD_FORMATS, load_measure_model, load_slice_model, load_window_model
+from neuroray.platform.generate.ageing_model import CARD_FORMATS as AGEING_FORMATS
+from neuroray.platform.generate.ageing_model import load_ageing_model
 from neuroray.serve.age_gap import find_line
+from neuroray.serve.ageing import AgeingPredictor
 from neuroray.serve.ensemble_predictor import EnsemblePredictor
 from neuroray.serve.maps import AnswerMap
 from neuroray.serve.measure_predictor import MeasurePredictor
-from neuroray.serve.prediction import ModelCard, Prediction, TargetCard
+from neuroray.serve.prediction import AgeingFacts, ModelCard, Prediction, TargetCard
 from neuroray.serve.run_predictor import RunPredictor
 from neuroray.serve.slice_predictor import SlicePredictor
 from neuroray.storage.locations import Location
@@ -183,12 +186,18 @@ def _load_measures(folder: Location, card: ModelCard, profile: Profile, device: 
     return MeasurePredictor(card, load_measure_model(folder, device=device), profile)
 
 
+def _load_ageing(folder: Location, card: ModelCard, profile: Profile, device: str) -> Predictor:
+    return AgeingPredictor(card, load_ageing_model(folder.uri, device=device), profile)
+
+
 _LOADERS: Final = {
     "brainmt": _load_runs,
     "brainrotvit": _load_measures,
     "brainrotvit_classes": _load_measures,
     "dinoatten3d": _load_slices,
+    "neuroar": _load_ageing,
 }
+_FORMATS: Final = {**CARD_FORMATS, "neuroar": AGEING_FORMATS}
 
 
 def _find_model(uri: str) -> tuple[Location, dict[str, Any]]:
@@ -215,11 +224,11 @@ def _check_config(config: dict[str, Any], uri: str) -> None:
         raise PredictorError(
             "this version cannot answer with this model", given=name, expected=f"one of {', '.join(_LOADERS)}"
         )
-    if config["format"] not in CARD_FORMATS[name]:
+    if config["format"] not in _FORMATS[name]:
         raise PredictorError(
             f"this version does not read such a model folder of {name}",
             given=f"format {config['format']}",
-            expected=f"format {' or '.join(map(str, CARD_FORMATS[name]))}",
+            expected=f"format {' or '.join(map(str, _FORMATS[name]))}",
             fix="use the version of neuroray that wrote it",
         )
 
@@ -240,6 +249,7 @@ def _make_card(config: dict[str, Any], uri: str) -> ModelCard:
             profile_sha256=profile.sha256,
             spacing_mm=None if spacing_mm is None else (tuple(spacing_mm[0]), tuple(spacing_mm[1])),
             fingerprints={"weights_sha256": weights_sha256, **others},
+            ageing=_describe_ageing(config),
             **_find_age_line(config, uri, [weights_sha256]),
         )
     except (KeyError, TypeError, IndexError) as fault:
@@ -254,8 +264,22 @@ def _find_age_line(config: dict[str, Any], uri: str, weights_sha256: Sequence[st
     return {"age_line": line, "no_age_line": reason}
 
 
+def _describe_ageing(config: dict[str, Any]) -> AgeingFacts | None:
+    if config["model_name"] != "neuroar":
+        return None
+    ages, gaps = config["age_range_years"], config["gap_range_years"]
+    return AgeingFacts(
+        age_range_years=(ages[0], ages[1]),
+        gap_range_years=(gaps[0], gaps[1]),
+        diagnoses=tuple(config.get("diagnoses", ())),
+        tokenizer_sha256=config["tokenizer"]["sha256"],
+    )
+
+
 def _describe_targets(config: dict[str, Any]) -> tuple[TargetCard, ...]:
-    """Of models of slices, which have one target, the classes stand for themselves."""
+    """Of models of slices, which have one target, the classes stand for themselves; brains are no targets."""
+    if config["model_name"] == "neuroar":
+        return ()
     if "targets" not in config:
         return (TargetCard(name=config["target"], kind="class", classes=tuple(config["classes"])),)
     return tuple(

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal, get_args
 
+from neuroray.config import ConfigError
+from neuroray.platform.generate.ages import GenerationError, check_ages
+from neuroray.platform.generate.generated import check_sampling
+from neuroray.platform.generate.sweep import AgesAsked, AgeSweep
+from neuroray.platform.models.neuroar.generate import SamplingConfig
+from neuroray.serve.ageing import AgeingPredictor
 from neuroray.serve.config import ServeError
 from neuroray.serve.maps import NUM_STEPS, AnswerMap
 from neuroray.serve.prediction import Prediction
@@ -17,6 +23,15 @@ OLDEST_YEARS = 120.0
 
 MOST_STEPS = 64
 """Of a map that is asked for beside an answer; each step is a pass forward and back, so it also bounds the time."""
+
+
+MOST_AGES, MOST_SAMPLES = 16, 16
+"""Of one question to a model that tells brains at other ages: each is a volume on the scan's own grid."""
+
+SentFiles = Literal["none", "volumes", "all"]
+
+_SAMPLING: Final = ("temperature", "top_k", "top_p", "age_guidance", "previous_guidance")
+_AGEING: Final = ("ages", "samples", *_SAMPLING, "seed", "diagnosis", "allow_outside", "files")
 
 
 class QuestionError(ServeError):
@@ -32,12 +47,35 @@ class Question:
         age_years: At the time of the scan, where it is known: what a predicted age is held against.
         explain: Whether the map of what the answer rests on is wanted.
         num_steps: Of the map's path, where its method has one.
+        ages: For models that tell brains at other ages: those ages, in years.
+        samples: Brains drawn for each of them.
+        temperature: With which codes are drawn; 0: none is drawn.
+        top_k: Among so many likeliest alone; 0: all.
+        top_p: Among those that together have this probability.
+        age_guidance: How far to go in the direction in which ages change what is told.
+        previous_guidance: The same of the scan.
+        seed: Of the draws.
+        diagnosis: Of the person, as the study calls it.
+        allow_outside: Ages and a diagnosis outside the training are told all the same, with a warning.
+        files: What is sent besides numbers and pictures: nothing, the volume of each age, or also its difference and
+            spread and the reconstruction.
     """
 
     sex: Literal["M", "F"] | None = None
     age_years: float | None = None
     explain: bool = False
     num_steps: int = NUM_STEPS
+    ages: tuple[float, ...] = ()
+    samples: int = 1
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    age_guidance: float = 1.0
+    previous_guidance: float = 1.0
+    seed: int = 0
+    diagnosis: str | None = None
+    allow_outside: bool = False
+    files: SentFiles = "volumes"
 
     def __post_init__(self) -> None:
         if self.sex not in (None, "M", "F"):
@@ -46,6 +84,44 @@ class Question:
             _check_age(self.age_years)
         if not 1 <= self.num_steps <= MOST_STEPS:
             raise QuestionError("a map cannot take so many steps", given=self.num_steps, expected=f"1 to {MOST_STEPS}")
+        if self.ages:
+            self.asked()
+
+    def asked(self) -> AgesAsked:
+        """What a model that tells brains at other ages is asked.
+
+        Raises:
+            QuestionError: no ages, too many, or what is no age; draws that are none.
+        """
+        if len(self.ages) > MOST_AGES or self.samples > MOST_SAMPLES:
+            given, expected = (
+                f"{len(self.ages)} ages, {self.samples} samples",
+                f"{MOST_AGES} and {MOST_SAMPLES} at most",
+            )
+            raise QuestionError("too much is asked at once", given=given, expected=expected, fix="ask several times")
+        if self.files not in get_args(SentFiles):
+            raise QuestionError("no such files", given=repr(self.files), expected=" or ".join(get_args(SentFiles)))
+        if not 0 <= self.seed < 2**63:
+            raise QuestionError("no such seed", given=self.seed, expected="0 or more")
+        try:
+            age_years = check_ages(self.age_years, self.ages)
+            sampling = SamplingConfig(**{name: getattr(self, name) for name in _SAMPLING})
+            check_sampling(sampling, self.samples)
+        except (GenerationError, ConfigError) as fault:
+            raise QuestionError(fault.fault, given=fault.given, expected=fault.expected, fix=fault.fix) from None
+        return AgesAsked(
+            age_years=age_years,
+            target_ages_years=self.ages,
+            sampling=sampling,
+            num_samples=self.samples,
+            seed=self.seed,
+            allow_outside=self.allow_outside,
+            diagnosis=self.diagnosis,
+        )
+
+    def names_ageing(self) -> list[str]:
+        """What of it only a model that tells brains at other ages can follow."""
+        return [name for name in _AGEING if getattr(self, name) != Question.__dataclass_fields__[name].default]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +131,14 @@ class Reply:
     Attributes:
         prediction: The answer.
         map: What it rests on, where that was asked for.
+        ageing: Of a model that tells brains at other ages: these.
+        files: Which of their volumes are sent.
     """
 
     prediction: Prediction
     map: AnswerMap | None = None
+    ageing: AgeSweep | None = None
+    files: SentFiles = "volumes"
 
 
 def ask_predictor(predictor: Predictor, scan: Scan, question: Question) -> Reply:
@@ -68,7 +148,20 @@ def ask_predictor(predictor: Predictor, scan: Scan, question: Question) -> Reply
         ScanError: a scan of another kind than the model takes, or one that cannot be prepared.
         ModelError: a scan whose shape the model cannot take, or a map of a model that has none.
         ExplainError: gradients that are no numbers.
+        QuestionError: other ages of a model that tells none, or none of one that does.
+        GenerationError: ages that its training has not seen.
     """
+    if isinstance(predictor, AgeingPredictor):
+        sweep = predictor.tell_ages(scan, question.asked())
+        return Reply(prediction=predictor.tell(sweep, sex=question.sex), ageing=sweep, files=question.files)
+    idle = question.names_ageing()
+    if idle:
+        raise QuestionError(
+            "this model tells nothing of other ages",
+            given=", ".join(idle),
+            expected=f"what {predictor.card.model_name} takes",
+            fix="ask a model of neuroar, or leave these out",
+        )
     prediction = predictor.predict(scan, sex=question.sex, age_years=question.age_years)
     if not question.explain:
         return Reply(prediction=prediction)

@@ -6,8 +6,9 @@ import contextlib
 import hashlib
 import hmac
 import logging
+import re
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -15,15 +16,18 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 
 import neuroray
+from neuroray.config import ConfigError
 from neuroray.errors import NeurorayError
+from neuroray.platform.data.plan import PlanError
 from neuroray.platform.explain.maps import ExplainError
+from neuroray.platform.generate.ages import GenerationError
 from neuroray.platform.models.errors import ModelError
 from neuroray.serve.config import ServeConfig, ServeError
 from neuroray.serve.docs_page import render_docs
 from neuroray.serve.maps import NUM_STEPS
 from neuroray.serve.packed_map import PackedReply
 from neuroray.serve.prediction import ModelCard
-from neuroray.serve.question import MOST_STEPS, OLDEST_YEARS, Question, QuestionError
+from neuroray.serve.question import MOST_SAMPLES, MOST_STEPS, OLDEST_YEARS, Question, QuestionError, SentFiles
 from neuroray.serve.schema import ErrorAnswer, HealthAnswer, ModelAnswer, ModelsAnswer, PredictionAnswer
 from neuroray.serve.upload import (
     FILE_FIELD,
@@ -68,6 +72,9 @@ _STATUS: dict[type[NeurorayError], int] = {
     ScanError: 422,
     ModelError: 422,
     ExplainError: 422,
+    GenerationError: 422,
+    PlanError: 422,
+    ConfigError: 422,
     OverloadedError: 503,
     UnavailableError: 503,
     LateError: 504,
@@ -75,7 +82,7 @@ _STATUS: dict[type[NeurorayError], int] = {
 _RETRY_AFTER_S = 5
 _BEARER = HTTPBearer(auto_error=False, description="the token that the service was started with, if any")
 _TOLD = {
-    400: "no form with one file in it, or options that are not known or make no sense",
+    400: "no form with one file in it, or options that are not known or make no sense, also for this model",
     401: "the token is missing or wrong",
     404: "no such model",
     413: "the upload is too large",
@@ -94,7 +101,19 @@ _OPTION_TYPES = {
     "age_years": {"type": "number", "minimum": 0, "maximum": OLDEST_YEARS},
     "explain": {"type": "boolean", "default": False},
     "num_steps": {"type": "integer", "minimum": 1, "maximum": MOST_STEPS, "default": NUM_STEPS},
+    "ages": {"type": "string", "example": "65 70 75"},
+    "samples": {"type": "integer", "minimum": 1, "maximum": MOST_SAMPLES, "default": 1},
+    "temperature": {"type": "number", "minimum": 0, "default": 0},
+    "top_k": {"type": "integer", "minimum": 0, "default": 0},
+    "top_p": {"type": "number", "maximum": 1, "default": 1},
+    "age_guidance": {"type": "number", "minimum": 0, "default": 1},
+    "previous_guidance": {"type": "number", "minimum": 0, "default": 1},
+    "seed": {"type": "integer", "minimum": 0, "default": 0},
+    "diagnosis": {"type": "string"},
+    "allow_outside": {"type": "boolean", "default": False},
+    "files": {"type": "string", "enum": list(get_args(SentFiles)), "default": "volumes"},
 }
+_COMMAND_LINE_OPTION = re.compile(r"--(?P<name>[a-z][a-z-]*)(?P<value>(?: [0-9.]+)*)")
 _OPTION_FIELDS = {name: {**_OPTION_TYPES[name], "description": meaning} for name, meaning in OPTIONS.items()}
 _FORM = {
     "requestBody": {
@@ -221,10 +240,23 @@ def _told(*codes: int) -> dict[int | str, dict[str, Any]]:
     return {code: {"model": ErrorAnswer, "description": _TOLD[code]} for code in codes}
 
 
+def _tell_fault(error: NeurorayError) -> ErrorAnswer:
+    """The error's own words; where they name an option of the command line, the form's field."""
+    told = error.to_json()
+    if told["fix"] is not None:
+        told["fix"] = _COMMAND_LINE_OPTION.sub(_name_field, told["fix"])
+    return ErrorAnswer.model_validate(told)
+
+
+def _name_field(option: re.Match[str]) -> str:
+    name, value = option["name"].replace("-", "_"), option["value"].strip() or "true"
+    return f'-F "{name}={value}"' if name in OPTIONS else option[0]
+
+
 async def _answer_error(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, NeurorayError):
         status = next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), 500)
-        body = ErrorAnswer.model_validate(error.to_json()) if status != 500 else _TELL_NOTHING
+        body = _tell_fault(error) if status != 500 else _TELL_NOTHING
     elif isinstance(error, HTTPException):
         status, body = error.status_code, ErrorAnswer(error="RequestError", fault=str(error.detail))
     else:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from neuroray.platform.evaluate.window_model import TargetAnswer
 from neuroray.serve import examples
 from neuroray.serve.age_gap import GapAnswer
+from neuroray.serve.packed_ages import PackedAge, PackedAges, PackedFile
 from neuroray.serve.packed_map import PackedMap, PackedReply
 from neuroray.serve.prediction import ModelCard, TargetCard
 
@@ -45,6 +46,9 @@ class ModelAnswer(BaseModel):
     profile_sha256: str = Field(description="hash of that profile: its options, and the versions that it ran with")
     num_models: int = Field(description="trainings that answer together; 1: no ensemble")
     fingerprints: dict[str, str] = Field(description="SHA-256 digests of weights, encoder and configuration")
+    ages_years: tuple[float, float] | None = Field(
+        description="of models that tell brains at other ages: youngest and oldest age in training; null of all others"
+    )
 
     @classmethod
     def of(cls, name: str, card: ModelCard) -> ModelAnswer:
@@ -61,6 +65,7 @@ class ModelAnswer(BaseModel):
             profile_sha256=card.profile_sha256,
             num_models=len(card.members) or 1,
             fingerprints=card.fingerprints,
+            ages_years=None if card.ageing is None else card.ageing.age_range_years,
         )
 
 
@@ -175,11 +180,79 @@ class MapAnswer(BaseModel):
         )
 
 
+class VolumeFile(BaseModel):
+    """A volume on the uploaded file's own grid."""
+
+    nifti_base64: str | None = Field(description="as .nii.gz, float32; null where it is more than this service sends")
+    nifti_size_bytes: int = Field(description="of the .nii.gz file, before base64")
+    no_nifti: str | None = Field(description="why there is no NIfTI; null where there is one")
+
+    @classmethod
+    def of(cls, packed: PackedFile | None) -> VolumeFile | None:
+        """A packed volume in letters."""
+        if packed is None:
+            return None
+        nifti = None if packed.nifti is None else base64.b64encode(packed.nifti).decode()
+        return cls(nifti_base64=nifti, nifti_size_bytes=packed.size_bytes, no_nifti=packed.no_nifti)
+
+
+class AgeAnswer(BaseModel):
+    """The brain at one age."""
+
+    age_years: float
+    facts: dict[str, Any] = Field(description="what was measured of it, as generate.json tells it")
+    picture_png_base64: str = Field(
+        description="axial, coronal and sagittal plane, below them the change; one place and one scale for all ages"
+    )
+    volume: VolumeFile | None = Field(description="the brain, in the scan's units; null where files=none")
+    difference: VolumeFile | None = Field(description="minus the reconstruction; null unless files=all")
+    spread: VolumeFile | None = Field(description="standard deviation over samples; null unless files=all")
+
+    @classmethod
+    def of(cls, packed: PackedAge) -> AgeAnswer:
+        """A packed age in letters."""
+        facts = dict(packed.facts)
+        return cls(
+            age_years=facts.pop("age_years"),
+            facts=facts,
+            picture_png_base64=base64.b64encode(packed.png).decode(),
+            volume=VolumeFile.of(packed.files.get("volume")),
+            difference=VolumeFile.of(packed.files.get("difference")),
+            spread=VolumeFile.of(packed.files.get("spread")),
+        )
+
+
+class AgeingAnswer(BaseModel):
+    """The same brain at other ages. No forecast for this person: what a model of group data makes of one scan."""
+
+    facts: dict[str, Any] = Field(description="what was asked, and how well the scan itself is reconstructed")
+    ages: list[AgeAnswer] = Field(description="in the order asked")
+    strip_png_base64: str = Field(description="scan, reconstruction and all ages in one picture, without a face")
+    reconstruction: VolumeFile | None = Field(description="of the scan itself; null unless files=all")
+
+    @classmethod
+    def of(cls, packed: PackedAges) -> AgeingAnswer:
+        """A packed sweep in letters."""
+        return cls(
+            facts=dict(packed.facts),
+            ages=[AgeAnswer.of(one) for one in packed.ages],
+            strip_png_base64=base64.b64encode(packed.strip).decode(),
+            reconstruction=VolumeFile.of(packed.reconstruction),
+        )
+
+
 class PredictionAnswer(BaseModel):
     """The answer for one scan."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [examples.PREDICTION, examples.PREDICTION_OF_RUN, examples.PREDICTION_OF_AGE]}
+        json_schema_extra={
+            "examples": [
+                examples.PREDICTION,
+                examples.PREDICTION_OF_RUN,
+                examples.PREDICTION_OF_AGE,
+                examples.PREDICTION_OF_AGEING,
+            ]
+        }
     )
 
     label: str | None = Field(description="the most probable class of the main target; null where it is a number")
@@ -194,6 +267,7 @@ class PredictionAnswer(BaseModel):
     motion: MotionValue | None = Field(description="of a run; null of a volume. What is beyond training is a warning")
     gap: GapValue | None = Field(description="of a predicted age, where the form says age_years; null otherwise")
     map: MapAnswer | None = Field(description="what the answer rests on; null unless the form says explain=true")
+    ageing: AgeingAnswer | None = Field(description="of models that tell brains at other ages; null of all others")
 
     @classmethod
     def of(cls, name: str, reply: PackedReply) -> PredictionAnswer:
@@ -215,6 +289,7 @@ class PredictionAnswer(BaseModel):
             warnings=list(prediction.warnings),
             gap=None if prediction.gap is None else GapValue.of(prediction.gap),
             map=None if reply.map is None else MapAnswer.of(reply.map),
+            ageing=None if reply.ageing is None else AgeingAnswer.of(reply.ageing),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
@@ -26,8 +27,31 @@ OPTIONS = {
     "age_years": "of the person at the time of the scan: what a predicted age is held against",
     "explain": "true: also send the map of what the answer rests on, which takes longer; false when not given",
     "num_steps": "of the map's path, for models of runs: more are slower and more exact; the answer states the error",
+    "ages": "for models that tell brains at other ages: those ages in years, such as 65 70 75; needs age_years",
+    "samples": "of such models: draw so many brains for each age, with a temperature above 0: mean and spread are sent",
+    "temperature": "codes are drawn, the wilder the higher; 0: always the likeliest, the same each time",
+    "top_k": "draw among so many likeliest codes alone; 0: all",
+    "top_p": "draw among the likeliest codes that together have this probability; 1: all",
+    "age_guidance": "how far to go in the direction in which ages change what is told; 1: as far as they do",
+    "previous_guidance": "the same of the scan that is given",
+    "seed": "of the draws",
+    "diagnosis": "of the person, as the study calls it: one that the training has not seen is refused",
+    "allow_outside": "true: ages, or a diagnosis, outside the training are told all the same, with a warning",
+    "files": "none, volumes (when not given) or all: each age, also its difference, spread, and the reconstruction",
 }
 """The form's other fields, and what they mean."""
+_KINDS = {
+    **dict.fromkeys(("explain", "allow_outside"), "flag"),
+    **dict.fromkeys(("num_steps", "samples", "top_k", "seed"), "count"),
+    **dict.fromkeys(("age_years", "temperature", "top_p", "age_guidance", "previous_guidance"), "number"),
+    "ages": "numbers",
+}
+_EXPECTED = {
+    "flag": "true or false",
+    "count": "a whole number",
+    "number": "a number with a point",
+    "numbers": "numbers with a point, a space between them",
+}
 SUFFIXES = (".nii.gz", ".nii", ".mgz")
 
 # How much of an upload that is too large is still read and dropped, so that a client that writes first and reads later
@@ -136,19 +160,21 @@ def _refuse_query(request: Request) -> None:
 
 
 def _parse_option(name: str, text: str) -> Any:
+    kind = _KINDS.get(name, "text")
     try:
-        match name:
-            case "explain":
+        match kind:
+            case "flag":
                 return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-            case "num_steps":
+            case "count":
                 return int(text)
-            case "age_years":
+            case "number":
                 return float(text)
+            case "numbers":
+                return tuple(float(one) for one in re.split(r"[\s,;]+", text))
             case _:
                 return text
     except (KeyError, ValueError):
-        expected = {"explain": "true or false", "num_steps": "a whole number"}.get(name, "a number with a point")
-        raise UploadError(f"the field {name} cannot be read", given=repr(text[:32]), expected=expected) from None
+        raise UploadError(f"the field {name} cannot be read", given=repr(text[:32]), expected=_EXPECTED[kind]) from None
 
 
 @contextlib.asynccontextmanager
@@ -160,7 +186,7 @@ async def _open_form(request: Request) -> AsyncIterator[tuple[UploadFile, FormDa
             expected=f"multipart/form-data with the scan in the field {FILE_FIELD!r}",
             fix=f"curl -F {FILE_FIELD}=@scan.nii.gz URL",
         )
-    async with request.form(max_files=1, max_fields=8) as form:
+    async with request.form(max_files=1, max_fields=2 * len(OPTIONS)) as form:
         upload = form.get(FILE_FIELD)
         if not isinstance(upload, UploadFile):
             raise UploadError(

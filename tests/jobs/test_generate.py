@@ -10,18 +10,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from contracts.brain_cohort import TOKENIZER, draw_brain, tiny_tokenizer, write_brain_cohort
+from contracts.ageing_run import ages_of, train_ageing_run, write_ball
 from PIL import Image
 
 from neuroray.config import ConfigError
 from neuroray.jobs import cli, generate
 from neuroray.platform.data.plan import PlanError
-from neuroray.platform.data.tokens import extract_tokens, load_tokenizer
 from neuroray.platform.generate.ages import GenerationError
-from neuroray.platform.models.neuroar import NeuroARConfig
-from neuroray.platform.train.loop import fit
-from neuroray.platform.train.recipe import LoopConfig, OptimConfig
-from neuroray.platform.train.tasks.neuroar import NeuroARRecipe, use_tokenizer
 from neuroray.storage.checkpoint import load_weights, save_weights
 from neuroray.storage.profiles.profile import ProfileError
 from neuroray.storage.scan import ScanError
@@ -30,44 +25,16 @@ from neuroray.storage.scan import ScanError
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer and a transformer of a few steps: what they say is nonsense, how it is said is not."""
-    folder = tmp_path_factory.mktemp("trained")
-    store = write_brain_cohort(folder / "store", num_people=4)
-    few = LoopConfig(batch_size=3, num_epochs=4, select_by="val_psnr")
-    fit(tiny_tokenizer(loop=few), store=store.uri, out=str(folder / "tokenizer"))
-    tokenizer = str(folder / "tokenizer")
-    extract_tokens(store, load_tokenizer(tokenizer), [record.scan_id for record in store.records()])
-    recipe = NeuroARRecipe(
-        name="tiny",
-        model=NeuroARConfig(
-            quantiser=TOKENIZER.quantiser, latent_shape=(5, 5, 5), width=16, depth=1, num_heads=2, gamma=0.3
-        ),
-        split=tiny_tokenizer().split,
-        optim=OptimConfig(name="adamw", lr=3e-3, clip_norm=2.0),
-        loop=LoopConfig(batch_size=5, num_epochs=2, select_by="val_loss"),
-        direction="both",
-        min_psnr_db=0.0,
-    )
-    fit(use_tokenizer(recipe, tokenizer), store=store.uri, out=str(folder / "run"))
-    return folder
+    return train_ageing_run(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A brain whose file runs from right to left, of another shape than the model's grid."""
-    voxels = draw_brain((17, 19, 18), 7.0, 62.0, np.random.default_rng(7))
-    affine = np.array([[-4.0, 0, 0, 30], [0, 4.0, 0, -41], [0, 0, 4.0, -22], [0, 0, 0, 1]])
-    path = tmp_path_factory.mktemp("scan") / "brain.nii.gz"
-    nib.save(nib.Nifti1Image(voxels, affine), path)
-    return path
-
-
-def ages_of(run: Path) -> tuple[float, float]:
-    low, high = json.loads((run / "run" / "model" / "config.json").read_text())["age_range_years"]
-    return low, high
+    return write_ball(tmp_path_factory.mktemp("scan") / "brain.nii.gz")
 
 
 def ask(trained: Path, scan: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    low, high = ages_of(trained)
+    low, high = ages_of(trained / "run")
     asked: dict[str, Any] = {"age_years": low, "ages": (high, (low + high) / 2), **changes}
     return generate.run(generate.Args(run=str(trained / "run"), scan=str(scan), out=str(out), **asked))
 
@@ -87,7 +54,7 @@ def test_each_age_is_a_file_on_the_scans_own_grid_and_in_its_units(
     trained: Path, scan: Path, asked: tuple[Path, dict[str, Any]]
 ) -> None:
     out, answer = asked
-    low, high = ages_of(trained)
+    low, high = ages_of(trained / "run")
     middle = (low + high) / 2
     assert [one["age_years"] for one in answer["ages"]] == [high, middle]
     names = [one["files"]["volume"] for one in answer["ages"]]
@@ -136,7 +103,7 @@ def test_greedy_twice_is_the_same_bytes_whatever_other_ages_are_asked_for(
 ) -> None:
     out, first = asked
     ask(trained, scan, tmp_path / "again")
-    ask(trained, scan, tmp_path / "alone", ages=(ages_of(trained)[1],), seed=5)
+    ask(trained, scan, tmp_path / "alone", ages=(ages_of(trained / "run")[1],), seed=5)
     name = first["ages"][0]["files"]["volume"]
     whole = {path.name for path in out.iterdir()} - {"run.json", "generate.json"}
     assert {name, "strip.png", "ages.gif", "reconstruction.nii.gz"} < whole
@@ -146,7 +113,7 @@ def test_greedy_twice_is_the_same_bytes_whatever_other_ages_are_asked_for(
 
 
 def test_samples_have_a_mean_and_a_spread_that_follow_the_seed(trained: Path, scan: Path, tmp_path: Path) -> None:
-    drawn: dict[str, Any] = {"ages": (ages_of(trained)[1],), "temperature": 1.5, "top_k": 12, "top_p": 0.98}
+    drawn: dict[str, Any] = {"ages": (ages_of(trained / "run")[1],), "temperature": 1.5, "top_k": 12, "top_p": 0.98}
     answer = ask(trained, scan, tmp_path / "one", samples=3, **drawn)
     ask(trained, scan, tmp_path / "same", samples=3, **drawn)
     ask(trained, scan, tmp_path / "other", samples=3, seed=1, **drawn)
@@ -187,7 +154,9 @@ def test_the_animation_has_a_frame_for_now_and_each_age(asked: tuple[Path, dict[
         ({"age_years": math.inf}, "the age is no number"),
         ({"ages": (60.0, 60.0000001)}, "asked for twice"),
         ({"ages": (20.0,)}, r"trained on no such ages.*--allow-outside"),
-        ({"age_years": 9.0}, r"trained on no such ages; given 9 years"),
+        ({"age_years": 9.0}, r"a child.s, and the model was trained on adults alone; given 9 years"),
+        ({"age_years": 40.0}, r"older than this person; given 40 years"),
+        ({"ages": (11.0,)}, r"a child.s brain is asked for"),
         ({"samples": 2}, r"nothing is drawn.*--temperature 1"),
         ({"top_k": 3}, "nothing is drawn"),
         ({"samples": 0}, "at least one sample"),
@@ -205,7 +174,9 @@ def test_what_cannot_be_asked_is_refused_with_nothing_generated(
 def test_ages_outside_are_told_with_a_warning_where_that_is_wanted(trained: Path, scan: Path, tmp_path: Path) -> None:
     answer = ask(trained, scan, tmp_path, ages=(95.0,), allow_outside=True)
     assert any("95 years" in one and "nothing vouches" in one for one in answer["warnings"])
-    assert any(one.startswith(f"{95 - ages_of(trained)[0]:+g} years from the scan") for one in answer["warnings"])
+    assert any(
+        one.startswith(f"{95 - ages_of(trained / 'run')[0]:+g} years from the scan") for one in answer["warnings"]
+    )
     assert all(one in answer["text"] for one in answer["warnings"])
 
 
@@ -240,7 +211,7 @@ def test_guidance_of_a_run_that_was_trained_with_everything_told_is_refused(
 ) -> None:
     card = load_weights(trained / "run" / "model")[1]
     save_changed(trained, tmp_path / "told", model={**card["model"], "age_dropout": 0.0})
-    low, high = ages_of(trained)
+    low, high = ages_of(trained / "run")
     asked: dict[str, Any] = {"scan": str(scan), "out": str(tmp_path / "out"), "age_years": low, "ages": (high,)}
     with pytest.raises(ConfigError, match=r"cannot be guided.*--model.age-dropout 0.1"):
         generate.run(generate.Args(run=str(tmp_path / "told" / "run"), age_guidance=2.0, **asked))
@@ -257,7 +228,7 @@ def save_changed(trained: Path, folder: Path, *, without: str = "~", **changes: 
 
 def test_models_that_are_none_or_do_not_belong_together_are_refused(trained: Path, scan: Path, tmp_path: Path) -> None:
     card = load_weights(trained / "run" / "model")[1]
-    low, high = ages_of(trained)
+    low, high = ages_of(trained / "run")
     asked: dict[str, Any] = {"scan": str(scan), "out": str(tmp_path / "out"), "age_years": low, "ages": (high,)}
     with pytest.raises(GenerationError, match=r"tokenizer alone.*neuroar/transformer"):
         generate.run(generate.Args(run=str(trained / "tokenizer"), **asked))

@@ -19,7 +19,8 @@ from neuroray.storage.faults import MissingObjectError
 from neuroray.storage.locations import Location
 
 _NAME: Final = "neuroar"
-_FORMATS: Final = (1,)
+CARD_FORMATS: Final = (1,)
+"""Of its `config.json`, those that this version reads."""
 _HOW = "neuroray train neuroar/transformer:base --store STORE --out RUN --encoder TOKENIZER"
 
 
@@ -106,9 +107,9 @@ def _require_transformer(card: Mapping[str, Any], run: str) -> None:
             expected="a run of neuroar/transformer",
             fix=_HOW,
         )
-    if card.get("format") not in _FORMATS:
+    if card.get("format") not in CARD_FORMATS:
         fix = "use the version of neuroray that wrote it"
-        given, expected = f"format {card.get('format')}", f"format {' or '.join(map(str, _FORMATS))}"
+        given, expected = f"format {card.get('format')}", f"format {' or '.join(map(str, CARD_FORMATS))}"
         raise GenerationError("this version does not read such a model folder", given=given, expected=expected, fix=fix)
 
 

@@ -9,10 +9,15 @@ from typing import Any
 from neuroray.errors import NeurorayError
 
 _OLDEST_YEARS = 130.0
+_ADULT_YEARS = 18.0
 
 
 class GenerationError(NeurorayError, ValueError):
     """A scan, an age or a model that nothing can be generated from."""
+
+
+class UnseenError(GenerationError):
+    """An age or a diagnosis that the model's training has not seen."""
 
 
 def check_ages(age_years: float | None, target_ages_years: Sequence[float]) -> float:
@@ -59,14 +64,14 @@ def compare_ages(
         allow_outside: Ages outside the training's are a warning, and no error.
 
     Raises:
-        GenerationError: such ages, where they are not allowed.
+        UnseenError: such ages, where they are not allowed.
     """
     low, high = card["age_range_years"]
     outside = [age for age in (age_years, *target_ages_years) if not low <= age <= high]
     told = ", ".join(name_age(age) for age in outside)
     if outside and not allow_outside:
-        raise GenerationError(
-            "the model was trained on no such ages",
+        raise UnseenError(
+            _tell_unseen(age_years, target_ages_years, low),
             given=f"{told} years",
             expected=f"{low:g} to {high:g} years",
             fix="a model of such ages; or --allow-outside, which says in the output that nothing vouches for them",
@@ -81,6 +86,47 @@ def compare_ages(
     return tuple(notes)
 
 
+def compare_diagnosis(diagnosis: str | None, card: Mapping[str, Any], *, allow_outside: bool) -> tuple[str, ...]:
+    """What in this diagnosis the training has not seen, in words.
+
+    Args:
+        diagnosis: Of the person, as the study calls it; None: not told.
+        card: The model's `config.json`: `diagnoses`, people of the training by diagnosis; one that was not recorded
+            stands under "".
+        allow_outside: Such a diagnosis is a warning, and no error.
+
+    Raises:
+        UnseenError: such a diagnosis, where it is not allowed.
+    """
+    if diagnosis is None:
+        return ()
+    known = card.get("diagnoses")
+    if not known or set(known) == {""}:
+        return (f"{diagnosis}: which diagnoses the model was trained on is not recorded, so nothing was compared",)
+    if diagnosis.casefold() in {name.casefold() for name in known}:
+        return ()
+    learned = ", ".join(name or "not recorded" for name in known)
+    if not allow_outside:
+        raise UnseenError(
+            "the model was trained on nobody with this diagnosis: it would tell how others age",
+            given=diagnosis,
+            expected=learned,
+            fix="a model of such people; or --allow-outside, which says in the output that nothing vouches for it",
+        )
+    return (f"{diagnosis}: the model was trained on {learned}; nothing vouches for this",)
+
+
 def name_age(age_years: float) -> str:
     """As it stands in names of files."""
     return f"{age_years:.6g}"
+
+
+def _tell_unseen(age_years: float, target_ages_years: Sequence[float], low: float) -> str:
+    """Of a child, or of somebody younger than all of the training, in those words."""
+    if age_years < _ADULT_YEARS <= low:
+        return "the scan is a child's, and the model was trained on adults alone"
+    if age_years < low:
+        return "the model was trained on no such ages: all of its people were older than this person"
+    if any(age < _ADULT_YEARS <= low for age in target_ages_years):
+        return "a child's brain is asked for, and the model was trained on adults alone"
+    return "the model was trained on no such ages"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -182,8 +181,3 @@ def measure_reconstruction(given: ScanInTokens, made: Volume) -> float:
     inside = fit_grid(given.brain, (given.volume.shape[0], given.volume.shape[1], given.volume.shape[2]))
     error = float(np.square((made - given.volume)[inside] / 2).mean(dtype=np.float64))
     return -10 * float(np.log10(max(error, 1e-10)))
-
-
-def change_maps(made: Sequence[BrainAtAge], reconstruction: Volume) -> list[Volume]:
-    """Each age minus the reconstruction of the scan: what the transformer changed, free of the tokenizer's errors."""
-    return [one.values - reconstruction for one in made]

@@ -16,7 +16,7 @@ from neuroray.platform.evaluate import faces
 from neuroray.platform.evaluate.style import styled, to_png
 from neuroray.storage.scan import Scan
 
-_BACKDROP, _LIGHT, _DIM = "#07090b", "#e8edf1", "#93a0ac"
+BACKDROP, _LIGHT, _DIM = "#07090b", "#e8edf1", "#93a0ac"
 _NUM_PLANES = 4
 # Of the shown part's height, from below: through the ventricles and above, clear of what ends in single voxels.
 _PLANES_FROM, _PLANES_TO = 0.36, 0.78
@@ -55,14 +55,14 @@ def draw_strip(scan: Scan, rows: Sequence[PictureRow], shown: Bool[np.ndarray, "
     height = _panel_height(scan, shown)
     figure = Figure(
         figsize=(_LABEL_IN + 2 * _NUM_PLANES * _PANEL_IN, _TOP_IN + _BOTTOM_IN + len(rows) * height),
-        facecolor=_BACKDROP,
+        facecolor=BACKDROP,
     )
     figure.set_layout_engine("none")
-    grey, largest = _grey_range(rows[0].values, shown), _largest_change(rows, shown)
+    grey, largest = grey_range(rows[0].values, shown), largest_change(rows, shown)
     planes = _choose_planes(shown)
     for number, row in enumerate(rows):
         bottom = _BOTTOM_IN + (len(rows) - 1 - number) * height
-        _write(figure, 0.06, bottom + height / 2, row.label, size=8)
+        write_text(figure, 0.06, bottom + height / 2, row.label, size=8)
         for column, plane in enumerate(planes):
             axes = _add_panel(figure, _LABEL_IN + column * _PANEL_IN, bottom, height)
             _draw(axes, scan, row.values, shown, plane, cmap="gray", limits=grey)
@@ -71,11 +71,11 @@ def draw_strip(scan: Scan, rows: Sequence[PictureRow], shown: Bool[np.ndarray, "
                 axes = _add_panel(figure, left, bottom, height)
                 _draw(axes, scan, row.change, shown, plane, cmap="RdBu_r", limits=(-largest, largest))
     top = figure.get_size_inches()[1] - 0.2
-    _write(figure, _LABEL_IN, top, "the brain, in the scan's units; person's left on the left", size=8)
+    write_text(figure, _LABEL_IN, top, "the brain, in the scan's units; person's left on the left", size=8)
     told = f"change, blue {-largest:.3g} to red {largest:.3g}; white: none"
-    _write(figure, _LABEL_IN + _NUM_PLANES * _PANEL_IN, top, told, size=8)
+    write_text(figure, _LABEL_IN + _NUM_PLANES * _PANEL_IN, top, told, size=8)
     notes = "Ages: minus the tokenizer's reconstruction of the scan. Reconstruction: minus the scan."
-    _write(figure, _LABEL_IN, 0.2, notes if shown.any() else "Not shown: a face could not be kept out", size=7)
+    write_text(figure, _LABEL_IN, 0.2, notes if shown.any() else "Not shown: a face could not be kept out", size=7)
     return figure
 
 
@@ -90,18 +90,18 @@ def draw_frame(
     """The planes at one age, with the age above them."""
     height = _panel_height(scan, shown)
     size = (_NUM_PLANES * _PANEL_IN, _TOP_IN + height)
-    figure = Figure(figsize=size, facecolor=_BACKDROP)
+    figure = Figure(figsize=size, facecolor=BACKDROP)
     figure.set_layout_engine("none")
     for column, plane in enumerate(planes):
         axes = _add_panel(figure, column * _PANEL_IN, 0.0, height)
         _draw(axes, scan, row.values, shown, plane, cmap="gray", limits=grey)
-    _write(figure, 0.08, height + _TOP_IN / 2, row.label.replace("\n", ", "), size=10)
+    write_text(figure, 0.08, height + _TOP_IN / 2, row.label.replace("\n", ", "), size=10)
     return figure
 
 
 def make_animation(scan: Scan, rows: Sequence[PictureRow], shown: Bool[np.ndarray, "x y z"]) -> bytes:
     """A GIF with a frame for each row, in their order, over and over; the same bytes each time."""
-    grey, planes = _grey_range(rows[0].values, shown), _choose_planes(shown)
+    grey, planes = grey_range(rows[0].values, shown), _choose_planes(shown)
     frames = [
         Image.open(io.BytesIO(to_dark_png(draw_frame(scan, row, shown, grey, planes)))).convert("L") for row in rows
     ]
@@ -112,7 +112,7 @@ def make_animation(scan: Scan, rows: Sequence[PictureRow], shown: Bool[np.ndarra
 
 def to_dark_png(figure: Figure) -> bytes:
     """A strip or a frame as PNG, on its own dark ground."""
-    return to_png(figure, dots_per_inch=120, background=_BACKDROP)
+    return to_png(figure, dots_per_inch=120, background=BACKDROP)
 
 
 def _choose_planes(shown: Bool[np.ndarray, "x y z"]) -> list[int]:
@@ -121,14 +121,15 @@ def _choose_planes(shown: Bool[np.ndarray, "x y z"]) -> list[int]:
     return [round(low + share * (high - low)) for share in np.linspace(_PLANES_FROM, _PLANES_TO, _NUM_PLANES)]
 
 
-def _grey_range(values: Float[np.ndarray, "x y z"], shown: Bool[np.ndarray, "x y z"]) -> tuple[float, float]:
+def grey_range(values: Float[np.ndarray, "x y z"], shown: Bool[np.ndarray, "x y z"]) -> tuple[float, float]:
+    """What is black and what is white: 0 (or less) and the brightest half of a percent left aside."""
     inside = values[shown & np.isfinite(values)]
     if not inside.size:
         return 0.0, 1.0
     return min(0.0, float(np.quantile(inside, 0.005))), float(np.quantile(inside, 0.995))
 
 
-def _largest_change(rows: Sequence[PictureRow], shown: Bool[np.ndarray, "x y z"]) -> float:
+def largest_change(rows: Sequence[PictureRow], shown: Bool[np.ndarray, "x y z"]) -> float:
     """The 99.5th percentile over all rows."""
     found = [np.abs(row.change[shown]) for row in rows if row.change is not None]
     largest = max((float(np.quantile(one, 0.995)) for one in found if one.size), default=0.0)
@@ -168,11 +169,12 @@ def _add_panel(figure: Figure, left: float, bottom: float, height: float) -> Axe
     across, up = figure.get_size_inches()
     axes = figure.add_axes((left / across, bottom / up, _PANEL_IN / across, height / up))
     axes.set_axis_off()
-    axes.set_facecolor(_BACKDROP)
+    axes.set_facecolor(BACKDROP)
     return axes
 
 
-def _write(figure: Figure, left: float, bottom: float, text: str, *, size: float) -> None:
+def write_text(figure: Figure, left: float, bottom: float, text: str, *, size: float) -> None:
+    """A line of text that begins so many inches from the left and is centred so many above the bottom."""
     across, up = figure.get_size_inches()
     colour = _LIGHT if size >= 8 else _DIM
     figure.text(left / across, bottom / up, text, color=colour, fontsize=size, va="center", ha="left")

@@ -1,0 +1,110 @@
+"""What a NeuroAR model is asked of a scan: held against its training, then told with all that speaks against it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from neuroray.platform.generate.ageing_model import AgeingModel
+from neuroray.platform.generate.ages import GenerationError, check_ages, compare_ages, compare_diagnosis
+from neuroray.platform.generate.generated import ScanInTokens, check_sampling, read_tokens_of
+from neuroray.platform.generate.sweep import AgesAsked, AgeSweep, sweep_ages
+from neuroray.platform.models.neuroar.generate import require_guidance
+from neuroray.serve.caution import compare_spacing, find_faults, tell_unused
+from neuroray.serve.maps import NUM_STEPS, AnswerMap
+from neuroray.serve.prediction import ModelCard, Prediction
+from neuroray.storage.profiles.profile import Profile
+from neuroray.storage.scan import Scan
+
+
+def check_asked(model: AgeingModel, asked: AgesAsked) -> tuple[str, ...]:
+    """What of the question the training has not seen, in words; needs no scan.
+
+    Raises:
+        GenerationError: ages or a diagnosis outside the training, where they are not allowed; draws that are none.
+        ConfigError: guidance of a model that learned from no hidden rows.
+    """
+    check_sampling(asked.sampling, asked.num_samples)
+    require_guidance(model.transformer.config, asked.sampling)
+    ages = compare_ages(asked.age_years, asked.target_ages_years, model.card, allow_outside=asked.allow_outside)
+    return (*ages, *compare_diagnosis(asked.diagnosis, model.card, allow_outside=asked.allow_outside))
+
+
+def tell_ages(
+    model: AgeingModel, profile: Profile, scan: Scan, asked: AgesAsked, *, track: Iterable[float] | None = None
+) -> AgeSweep:
+    """The brain of a scan at each age.
+
+    Args:
+        model: Which.
+        profile: That of its training scans.
+        scan: As it was read.
+        asked: The ages and how they are told.
+        track: The target ages, where somebody watches them go by.
+
+    Raises:
+        GenerationError: as `check_asked`.
+        ScanError: no single volume, or one that the profile cannot prepare.
+        PlanError: a brain without spread, or larger than the grid.
+    """
+    notes = check_asked(model, asked)
+    given = read_tokens_of(model, scan, profile)
+    warnings = (*find_faults(scan, model.card["modality"]), *_find_doubts(scan, given), *_compare(given, model), *notes)
+    return sweep_ages(model, given, asked, warnings=warnings, track=track)
+
+
+class AgeingPredictor:
+    """A loaded NeuroAR; may be asked any number of times, from one thread at a time.
+
+    Attributes:
+        card: What is told of the model.
+    """
+
+    def __init__(self, card: ModelCard, model: AgeingModel, profile: Profile) -> None:
+        self.card = card
+        self._model = model
+        self._profile = profile
+
+    def predict(self, scan: Scan, *, sex: str | None = None, age_years: float | None = None) -> Prediction:
+        """Nothing is told of a scan without other ages: see `tell_ages`.
+
+        Raises:
+            GenerationError: always.
+        """
+        check_ages(age_years, ())
+        raise AssertionError
+
+    def tell_ages(self, scan: Scan, asked: AgesAsked) -> AgeSweep:
+        """The brain at each age; the scan is prepared and encoded once for all of them. See `tell_ages`."""
+        return tell_ages(self._model, self._profile, scan, asked)
+
+    def tell(self, sweep: AgeSweep, *, sex: str | None = None) -> Prediction:
+        """Who answered, and with what warnings."""
+        return Prediction(
+            model=self.card,
+            targets=(),
+            profile=self.card.profile,
+            profile_sha256=self.card.profile_sha256,
+            warnings=(*sweep.warnings, *tell_unused(sex=sex)),
+        )
+
+    def explain(self, scan: Scan, *, num_steps: int = NUM_STEPS) -> AnswerMap:
+        """There is no map without other ages, and with them the differences are it.
+
+        Raises:
+            GenerationError: always.
+        """
+        raise GenerationError(
+            "the maps of a model that tells brains at other ages are its differences",
+            given="a map without ages",
+            fix="ask for ages with their files",
+        )
+
+
+def _find_doubts(scan: Scan, given: ScanInTokens) -> tuple[str, ...]:
+    """What the profile had to say of the scan, such as of its alignment."""
+    return tuple(flag for flag in given.prepared.flags if flag not in scan.flags)
+
+
+def _compare(given: ScanInTokens, model: AgeingModel) -> tuple[str, ...]:
+    low, high = model.card["spacing_mm"]
+    return compare_spacing(given.prepared, ((low[0], low[1], low[2]), (high[0], high[1], high[2])))

@@ -1,0 +1,174 @@
+"""A served NeuroAR: ages in a form, brains in an answer, the same as `neuroray generate` writes, and its refusals."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from contracts.ageing_run import ages_of, train_ageing_run, write_ball
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from neuroray.jobs import generate
+from neuroray.serve.config import ServeConfig
+from neuroray.serve.packed_map import PackedReply, pack_reply
+from neuroray.serve.predictor import Predictor, load_predictor, read_model_card
+from neuroray.serve.question import Question, QuestionError, ask_predictor
+from neuroray.serve.routes import build_api
+from neuroray.storage.nifti import read_scan
+from neuroray.storage.scan import Scan
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_ageing_run(tmp_path_factory.mktemp("ageing"))
+
+
+@pytest.fixture(scope="module")
+def ball(folder: Path) -> Path:
+    return write_ball(folder / "brain.nii.gz")
+
+
+@pytest.fixture(scope="module")
+def predictor(folder: Path) -> Predictor:
+    return load_predictor(str(folder / "run"))
+
+
+def make_client(predictor: Predictor, **changes: Any) -> TestClient:
+    config = ServeConfig(models={"neuroar": "anywhere"}, **changes)
+
+    async def answer(name: str, scan: Scan, question: Question) -> PackedReply:
+        return pack_reply(ask_predictor(predictor, scan, question), max_map_bytes=config.max_map_bytes)
+
+    api = build_api(config, cards={"neuroar": predictor.card}, ask=answer)
+    return TestClient(api, raise_server_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def client(predictor: Predictor) -> Iterator[TestClient]:
+    with make_client(predictor) as started:
+        yield started
+
+
+def post(client: TestClient, scan: Path, **fields: Any) -> Any:
+    files = {"file": ("scan.nii.gz", scan.read_bytes())}
+    return client.post("/v1/models/neuroar/predict", files=files, data={k: str(v) for k, v in fields.items()})
+
+
+def decode(sent: dict[str, Any], folder: Path) -> Any:
+    (folder / "sent.nii.gz").write_bytes(base64.b64decode(sent["nifti_base64"]))
+    return nibabel.nifti1.load(folder / "sent.nii.gz")
+
+
+def test_the_volumes_are_those_that_generate_writes(
+    client: TestClient, folder: Path, ball: Path, tmp_path: Path
+) -> None:
+    low, high = ages_of(folder / "run")
+    asked = (high, (low + high) / 2)
+    response = post(client, ball, age_years=low, ages=f"{asked[0]}, {asked[1]}", files="all")
+    assert response.status_code == 200
+    told = response.json()
+    written = generate.run(
+        generate.Args(run=str(folder / "run"), scan=str(ball), out=str(tmp_path), age_years=low, ages=asked)
+    )
+    assert told["targets"] == []
+    assert told["label"] is None
+    assert told["warnings"] == written["warnings"]
+    assert [one["age_years"] for one in told["ageing"]["ages"]] == list(asked)
+    for one, expected in zip(told["ageing"]["ages"], written["ages"], strict=True):
+        for name in ("volume", "difference"):
+            ours, theirs = decode(one[name], tmp_path), nibabel.nifti1.load(tmp_path / expected["files"][name])
+            np.testing.assert_array_equal(np.asarray(ours.dataobj), np.asarray(theirs.dataobj))
+            np.testing.assert_array_equal(ours.affine, nibabel.nifti1.load(ball).affine)
+        facts = {name: value for name, value in expected.items() if name not in ("files", "age_years")}
+        assert one["facts"] == facts
+        assert one["spread"] is None
+    assert base64.b64decode(told["ageing"]["strip_png_base64"]) == (tmp_path / "strip.png").read_bytes()
+    reconstruction = {name: value for name, value in written["reconstruction"].items() if name != "file"}
+    assert told["ageing"]["facts"]["reconstruction"] == reconstruction
+    assert told["model"]["ages_years"] == [low, high]
+
+
+def test_each_age_has_a_picture_of_one_size_and_they_differ(client: TestClient, folder: Path, ball: Path) -> None:
+    low, high = ages_of(folder / "run")
+    ages = post(client, ball, age_years=low, ages=f"{low} {high}", files="none").json()["ageing"]["ages"]
+    pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(one["picture_png_base64"])))) for one in ages]
+    assert pictures[0].shape == pictures[1].shape
+    assert (pictures[0] != pictures[1]).any()
+    assert all(one["volume"] is None for one in ages)
+
+
+def test_drawn_brains_come_with_their_spread(client: TestClient, folder: Path, ball: Path, tmp_path: Path) -> None:
+    low, high = ages_of(folder / "run")
+    fields = {"age_years": low, "ages": high, "samples": 3, "temperature": 1.5, "seed": 4, "files": "all"}
+    first, again = (post(client, ball, **fields).json()["ageing"] for _ in range(2))
+    assert first == again
+    spread = decode(first["ages"][0]["spread"], tmp_path)
+    assert np.asarray(spread.dataobj).max() > 0
+    assert first["facts"]["num_samples"] == 3
+    other = post(client, ball, **{**fields, "seed": 5}).json()["ageing"]
+    assert other["ages"][0]["volume"]["nifti_base64"] != first["ages"][0]["volume"]["nifti_base64"]
+
+
+def test_volumes_beyond_the_limit_stay_away_and_say_so(predictor: Predictor, folder: Path, ball: Path) -> None:
+    low, high = ages_of(folder / "run")
+    small = make_client(predictor, max_map_bytes=1000)
+    (one,) = post(small, ball, age_years=low, ages=high).json()["ageing"]["ages"]
+    assert one["volume"]["nifti_base64"] is None
+    assert one["volume"]["nifti_size_bytes"] > 1000
+    assert "of 1000 that are sent here" in one["volume"]["no_nifti"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "told"),
+    [
+        ({}, 400, "no age is asked for"),
+        ({"age_years": 60}, 400, "no age is asked for"),
+        ({"ages": "60 65"}, 400, '-F "age_years=61.5"'),
+        ({"age_years": 60, "ages": "nan"}, 400, "the target age is no number"),
+        ({"age_years": 60, "ages": "-3"}, 400, "before birth"),
+        ({"age_years": 60, "ages": "61 years"}, 400, "the field ages cannot be read"),
+        ({"age_years": 60, "ages": " ".join(map(str, range(50, 70)))}, 400, "too much is asked at once"),
+        ({"age_years": 60, "ages": "62", "samples": 2}, 400, '-F "temperature=1"'),
+        ({"age_years": 60, "ages": "62", "top_p": 3}, 400, "sampling is none"),
+        ({"age_years": 60, "ages": "62", "files": "some"}, 400, "no such files"),
+        ({"age_years": 60, "ages": "140"}, 400, "beyond any person's"),
+        ({"age_years": 60, "ages": "99"}, 422, '-F "allow_outside=true"'),
+        ({"age_years": 9, "ages": "62"}, 422, "the scan is a child's"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(
+    client: TestClient, ball: Path, fields: dict[str, Any], status: int, told: str
+) -> None:
+    response = post(client, ball, **fields)
+    assert response.status_code == status
+    assert told in " ".join(str(part) for part in response.json().values())
+
+
+def test_outside_ages_are_told_with_a_warning_where_that_is_allowed(
+    client: TestClient, folder: Path, ball: Path
+) -> None:
+    low, _ = ages_of(folder / "run")
+    response = post(client, ball, age_years=low, ages="99", allow_outside="true", files="none")
+    assert response.status_code == 200
+    assert any("nothing vouches" in one for one in response.json()["warnings"])
+
+
+def test_other_models_refuse_ages_rather_than_ignore_them(model_folder: Path, ball: Path) -> None:
+    other = load_predictor(str(model_folder))
+    with pytest.raises(QuestionError, match=r"tells nothing of other ages; given ages"):
+        ask_predictor(other, read_scan(ball), Question(age_years=60.0, ages=(70.0,)))
+
+
+def test_the_card_is_known_without_the_weights(folder: Path, predictor: Predictor) -> None:
+    card = read_model_card(str(folder / "run"))
+    assert card == predictor.card
+    assert card.ageing is not None
+    assert card.ageing.age_range_years == ages_of(folder / "run")
+    assert card.targets == ()
