@@ -17,13 +17,15 @@ from neuroray.errors import NeurorayError
 from neuroray.jobs.run_record import record_run
 from neuroray.platform.brain_age_gap.answer_line import LINE_FILE, parse_answer_line
 from neuroray.platform.evaluate.ensemble import CALIBRATION_FILE, find_members, read_ensemble_calibration
-from neuroray.platform.evaluate.loaded import load_model, require_answers
+from neuroray.platform.evaluate.loaded import AnyModel, load_model, require_answers
 from neuroray.platform.evaluate.model_card import render_model_card
+from neuroray.platform.generate.ageing_model import AgeingModel, is_ageing_model, load_ageing_model
 from neuroray.serve.predictor import read_model_card
 from neuroray.storage.checkpoint import CONFIG, WEIGHTS
 from neuroray.storage.locations import Location
 
 _CARD = "README.md"
+_MOST_TOLD = 4096
 
 
 class ExportError(NeurorayError, OSError):
@@ -56,7 +58,8 @@ def run(args: Args) -> dict[str, Any]:
     models = _find_models(source)
     configs = {name: json.loads((source / name / CONFIG).read_text()) for name in models}
     for config in configs.values():
-        require_answers(config)
+        if not is_ageing_model(config):
+            require_answers(config)
     report = _read_report(args)
     # One training lies flat in the folder; several as they lie in the run, where `predict` looks for them.
     places = {name: name if len(models) > 1 else "" for name in models}
@@ -183,13 +186,25 @@ def _write_all(out: Path, files: dict[str, bytes | Path]) -> None:
         shutil.move(partial.name, path)
 
 
-def _compare(source: Path, copy: Path) -> dict[str, list[float]]:
-    """What both answer on an input made up by the model.
+def _compare(source: Path, copy: Path) -> dict[str, Any]:
+    """What both answer on an input made up by the model; of whole volumes their digest.
 
     Raises:
         ExportError: they differ.
     """
-    first, second = (load_model(folder).probe() for folder in (source, copy))
+    first, second = (_load(folder).probe() for folder in (source, copy))
     if any(not torch.equal(value, second[name]) for name, value in first.items()):
         raise ExportError(f"the copy in {copy} answers differently from the original", fix="export it again")
-    return {name: value.flatten().tolist() for name, value in first.items()}
+    return {name: _tell_probed(value) for name, value in first.items()}
+
+
+def _load(folder: Path) -> AnyModel | AgeingModel:
+    if is_ageing_model(json.loads((folder / CONFIG).read_text())):
+        return load_ageing_model(str(folder))
+    return load_model(folder)
+
+
+def _tell_probed(value: torch.Tensor) -> list[float] | str:
+    if value.numel() <= _MOST_TOLD:
+        return value.flatten().tolist()
+    return f"SHA-256 {hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()}"

@@ -32,14 +32,16 @@ def render_model_card(config: dict[str, Any], report: dict[str, Any] | None, *, 
         slices=config["model"].get("slices", {}),
         encoder=config["model"].get("encoder", {}),
         report=report,
-        rows=_metric_rows(report) if report else [],
+        rows=_metric_rows(report) if report and config["model_name"] != "neuroar" else [],
         licence=licence,
         version=config["weights"]["sha256"][:12],
     )
 
 
 def _choose_template(config: dict[str, Any]) -> str:
-    """Windows of runs, a measure told from slices, or classes of slices."""
+    """Brains at other ages, windows of runs, a measure told from slices, or classes of slices."""
+    if config["model_name"] == "neuroar":
+        return "ageing_card.md.j2"
     if "windows" in config:
         return "window_card.md.j2"
     return "measure_card.md.j2" if "targets" in config else "model_card.md.j2"

@@ -12,6 +12,7 @@ from neuroray.config import ConfigError
 from neuroray.platform.data.brain_volumes import Grid
 from neuroray.platform.generate.ages import GenerationError
 from neuroray.platform.models.neuroar import NeuroARConfig, VQVAEConfig
+from neuroray.platform.models.neuroar.generate import generate_tokens
 from neuroray.platform.models.neuroar.transformer import NeuroARTransformer
 from neuroray.platform.models.neuroar.vqvae import VQVAE
 from neuroray.storage.checkpoint import load_weights
@@ -42,6 +43,16 @@ class AgeingModel:
     card: Mapping[str, Any]
     device: torch.device
 
+    def probe(self) -> dict[str, torch.Tensor]:
+        """What it tells of a volume made up by itself, the same everywhere: two copies must agree bit for bit."""
+        ball = torch.stack(torch.meshgrid(*(torch.linspace(-1, 1, n) for n in self.grid), indexing="ij")).norm(dim=0)
+        volume = torch.where(ball < 0.8, torch.cos(7 * ball), -1.0)[None].to(self.device)
+        low, high = self.card["age_range_years"]
+        ages = torch.tensor([[low, low], [low, high]], dtype=torch.float32, device=self.device)
+        tokens = self.tokenizer.encode(volume)
+        made = generate_tokens(self.transformer, self.tokenizer.quantiser, tokens, ages)
+        return {"tokens": tokens, "generated": made, "volume": self.tokenizer.decode(made[1:], self.grid)}
+
     def to_json(self) -> dict[str, Any]:
         """What is told of it."""
         profile = self.card["profile"]
@@ -54,6 +65,11 @@ class AgeingModel:
             "profile": profile["options"]["name"],
             "profile_sha256": profile["sha256"],
         }
+
+
+def is_ageing_model(card: Mapping[str, Any]) -> bool:
+    """Whether this `config.json` is that of a NeuroAR with its tokenizer."""
+    return card.get("model_name") == _NAME
 
 
 def load_ageing_model(run: str, *, device: str = "cpu") -> AgeingModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import permutations
 from typing import Literal
 
@@ -91,6 +91,12 @@ def name_gap(gap_years: float) -> str:
     size = abs(gap_years)
     how_far = "up to 2 years" if size <= 2 else "2 to 5 years" if size <= 5 else "over 5 years"
     return f"{how_far} {'later' if gap_years > 0 else 'earlier'}"
+
+
+def count_diagnoses(records: Iterable[ScanRecord], scan_ids: Collection[str]) -> dict[str, int]:
+    """People by diagnosis, those of some scans; "" where none was recorded."""
+    people = {record.subject: record.diagnosis or "" for record in records if record.scan_id in scan_ids}
+    return dict(sorted(Counter(people.values()).items()))
 
 
 def scans_of(pairs: Iterable[TokenPair]) -> set[str]:

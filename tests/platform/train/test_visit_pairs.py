@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from contracts.brain_cohort import tiny_tokenizer, write_brain_cohort
 
 from neuroray.platform.data.splits import split_subjects
 from neuroray.platform.train.recipe import RecipeError
-from neuroray.platform.train.visit_pairs import name_gap, pair_sides, pair_visits, split_pairs
+from neuroray.platform.train.visit_pairs import count_diagnoses, name_gap, pair_sides, pair_visits, split_pairs
 from neuroray.storage.store import ScanStore
 
 
@@ -56,3 +57,12 @@ def test_a_side_without_pairs_is_refused(tmp_path: Path) -> None:
     split = split_subjects(records, tiny_tokenizer().split, catalogue_version=1)
     with pytest.raises(RecipeError, match="the train and the val side has no two visits"):
         pair_sides(records, split, "both", with_same=True)
+
+
+def test_people_are_counted_by_diagnosis_once_each(store: ScanStore) -> None:
+    records = [
+        dataclasses.replace(record, diagnosis={"001": "control", "002": "dementia"}.get(record.subject))
+        for record in store.records()
+    ]
+    chosen = {record.scan_id for record in records if record.subject in ("001", "002", "003")}
+    assert count_diagnoses(records, chosen) == {"": 1, "control": 1, "dementia": 1}

@@ -27,7 +27,7 @@ from neuroray.platform.train.recipe import DataConfig, LoopConfig, OptimConfig, 
 from neuroray.platform.train.slice_features import mark_people
 from neuroray.platform.train.task import Batch, Cohort, Outputs, Terms
 from neuroray.platform.train.tasks.neuroar_vqvae import require_volumes
-from neuroray.platform.train.visit_pairs import Direction, pair_sides, scans_of, split_pairs
+from neuroray.platform.train.visit_pairs import Direction, count_diagnoses, pair_sides, scans_of, split_pairs
 from neuroray.storage.checkpoint import save_weights
 from neuroray.storage.locations import Location
 from neuroray.storage.profiles.agreement import find_common_profile, require_profile
@@ -141,6 +141,7 @@ class NeuroARTask:
                 "grid_shape": list(tokenizer.grid),
                 "age_range_years": [min(ages), max(ages)],
                 "gap_range_years": [min(gaps), max(gaps)],
+                "diagnoses": count_diagnoses(records, scans_of(pairs["train"])),
                 "num_pairs": {side: len(found) for side, found in pairs.items()},
                 "ages_years": {name: list(pair.ages_years) for name, pair in named.items()},
             },
