@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from neuroray.platform.generate.ageing_model import AgeingModel
 from neuroray.platform.generate.ages import GenerationError, check_ages, compare_ages, compare_diagnosis
@@ -14,6 +15,9 @@ from neuroray.serve.maps import NUM_STEPS, AnswerMap
 from neuroray.serve.prediction import ModelCard, Prediction
 from neuroray.storage.profiles.profile import Profile
 from neuroray.storage.scan import Scan
+
+# Less than what the training's own overlap differs by.
+_OVERLAP_MARGIN: Final = 0.03
 
 
 def check_asked(model: AgeingModel, asked: AgesAsked) -> tuple[str, ...]:
@@ -44,11 +48,12 @@ def tell_ages(
     Raises:
         GenerationError: as `check_asked`.
         ScanError: no single volume, or one that the profile cannot prepare.
-        PlanError: a brain without spread, or larger than the grid.
+        PlanError: a brain without spread, larger than the grid, or elsewhere than those of the training.
     """
     notes = check_asked(model, asked)
     given = read_tokens_of(model, scan, profile)
-    warnings = (*find_faults(scan, model.card["modality"]), *_find_doubts(scan, given), *_compare(given, model), *notes)
+    faults = find_faults(scan, model.card["modality"])
+    warnings = (*faults, *_find_doubts(scan, given), *_compare(given, model), *_judge_place(given, model), *notes)
     return sweep_ages(model, given, asked, warnings=warnings, track=track)
 
 
@@ -108,3 +113,13 @@ def _find_doubts(scan: Scan, given: ScanInTokens) -> tuple[str, ...]:
 def _compare(given: ScanInTokens, model: AgeingModel) -> tuple[str, ...]:
     low, high = model.card["spacing_mm"]
     return compare_spacing(given.prepared, ((low[0], low[1], low[2]), (high[0], high[1], high[2])))
+
+
+def _judge_place(given: ScanInTokens, model: AgeingModel) -> tuple[str, ...]:
+    """How far from those of the training the brain lies, where it is not far enough to be refused."""
+    if model.place is None or given.overlap is None:
+        return ("the model does not say where the brains of its training lay: whether this one does was not checked",)
+    if given.overlap >= model.place.least - _OVERLAP_MARGIN:
+        return ()
+    told = f"the brain overlaps with those of the training by {given.overlap:.2f}, theirs by {model.place.least:.2f}"
+    return (f"{told} or more: look at its alignment",)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from neuroray.errors import NeurorayError
+from neuroray.platform.data.brain_place import BrainPlace
 from neuroray.platform.data.brain_volumes import BrainVolumeReader, Grid
 from neuroray.platform.data.collate import Row
 from neuroray.platform.data.plan import PlanError, ReadItem
@@ -64,6 +65,12 @@ class Tokenizer:
         """What tokens are found by: of weights, configuration and grid."""
         parts = {"tokens": _FORMAT, "weights": self.sha256, "model": self.card["model"], "grid": list(self.grid)}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def place(self) -> BrainPlace | None:
+        """Where the brains of its training lay; None for one from before that was kept."""
+        described = self.card.get("brain_place")
+        return None if described is None else BrainPlace.from_json(described)
 
     @property
     def scale_sizes(self) -> list[int]:
@@ -124,6 +131,7 @@ def extract_tokens(
     Raises:
         ProfileError: scans that were prepared otherwise than those that the tokenizer was trained on.
         PlanError: a scan that is no volume, without spread, or too large for the grid.
+        UnregisteredError: a scan whose brain lies elsewhere than those of the tokenizer's training.
         StoreError: a scan that cannot be read, tokens that cannot be written.
     """
     import torch
@@ -133,11 +141,13 @@ def extract_tokens(
     reader = BrainVolumeReader(store.uri, store.version, tokenizer.grid, cache_bytes=0)
     missing = cache.missing(scan_ids)
     scales = np.repeat(np.arange(len(tokenizer.scale_sizes)), tokenizer.scale_sizes)
-    model = tokenizer.model.to(device)
+    model, place = tokenizer.model.to(device), tokenizer.place
     waiting: list[FeatureRecord] = []
     try:
         for scan_id in missing if track is None else track(missing, len(missing)):
             volume = torch.from_numpy(np.array(reader(ReadItem(scan_id=scan_id))["volume"])).to(device)
+            if place is not None:
+                place.require(volume.cpu().numpy(), name=scan_id)
             tokens = model.encode(volume[None])[0].cpu().numpy()
             waiting.append(cache.write(store.record(scan_id), _pack(tokens, scales), commit=False))
             if len(waiting) >= _COMMIT_EVERY:

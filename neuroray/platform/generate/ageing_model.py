@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 
 from neuroray.config import ConfigError
+from neuroray.platform.data.brain_place import BrainPlace
 from neuroray.platform.data.brain_volumes import Grid
 from neuroray.platform.generate.ages import GenerationError
 from neuroray.platform.models.neuroar import NeuroARConfig, VQVAEConfig
@@ -42,6 +43,12 @@ class AgeingModel:
     grid: Grid
     card: Mapping[str, Any]
     device: torch.device
+
+    @property
+    def place(self) -> BrainPlace | None:
+        """Where the brains of its training lay; None for one from before that was kept."""
+        described = self.card.get("brain_place")
+        return None if described is None else BrainPlace.from_json(described)
 
     def probe(self) -> dict[str, torch.Tensor]:
         """What it tells of a volume made up by itself, the same everywhere: two copies must agree bit for bit."""

@@ -30,6 +30,7 @@ class ScanInTokens:
         tokens: `1 token`, on the model's device.
         to_template: How it was brought to a template, where it was.
         own_grid: Of the file; its voxels stand for nothing but the shape.
+        overlap: With the brains of the training; None for a model that does not say where they lay.
     """
 
     prepared: Scan
@@ -39,6 +40,7 @@ class ScanInTokens:
     tokens: Int[torch.Tensor, "1 token"]
     to_template: TemplateTransform | None
     own_grid: Scan
+    overlap: float | None = None
 
     def restore(self, values: Volume) -> Volume:
         """From the model's grid and [-1, 1] to the file's grid and the scan's units; 0 outside the scan's brain.
@@ -85,6 +87,7 @@ def read_tokens_of(model: AgeingModel, scan: Scan, profile: Profile) -> ScanInTo
     Raises:
         ScanError: no single volume, or one that the profile cannot prepare.
         PlanError: a brain without spread, or larger than the grid.
+        UnregisteredError: a brain that lies elsewhere than those of the training.
     """
     if scan.is_timeseries:
         raise ScanError(
@@ -96,6 +99,7 @@ def read_tokens_of(model: AgeingModel, scan: Scan, profile: Profile) -> ScanInTo
     scaled, brain = scale_brain(prepared.scan.voxels, prepared.mask)
     low, high = np.percentile(prepared.scan.voxels.astype(np.float32)[brain], [LOWEST, HIGHEST])
     volume = fit_grid(scaled, model.grid, brain=brain)
+    overlap = None if model.place is None else model.place.require(volume)
     own = scan
     if prepared.to_template is not None:
         native = prepared.to_template.native
@@ -108,6 +112,7 @@ def read_tokens_of(model: AgeingModel, scan: Scan, profile: Profile) -> ScanInTo
         tokens=model.tokenizer.encode(torch.from_numpy(volume.copy())[None].to(model.device)),
         to_template=prepared.to_template,
         own_grid=own,
+        overlap=overlap,
     )
 
 

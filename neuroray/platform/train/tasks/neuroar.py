@@ -141,6 +141,7 @@ class NeuroARTask:
                 "grid_shape": list(tokenizer.grid),
                 "age_range_years": [min(ages), max(ages)],
                 "gap_range_years": [min(gaps), max(gaps)],
+                "brain_place": tokenizer.card.get("brain_place"),
                 "diagnoses": count_diagnoses(records, scans_of(pairs["train"])),
                 "num_pairs": {side: len(found) for side, found in pairs.items()},
                 "ages_years": {name: list(pair.ages_years) for name, pair in named.items()},

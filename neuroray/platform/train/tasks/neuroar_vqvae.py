@@ -12,8 +12,10 @@ import tyro
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from neuroray.platform.data.brain_place import BrainPlace, learn_place
 from neuroray.platform.data.brain_volumes import BrainVolumeReader, Grid, choose_grid
 from neuroray.platform.data.collate import ITEM
+from neuroray.platform.data.plan import ReadItem
 from neuroray.platform.data.splits import SplitConfig, split_subjects
 from neuroray.platform.models.neuroar import VQVAEConfig
 from neuroray.platform.models.neuroar.discriminator import PatchDiscriminator
@@ -40,6 +42,7 @@ from neuroray.storage.profiles.agreement import find_common_profile
 from neuroray.storage.store import ScanRecord, ScanStore
 
 _MODEL_FORMAT = 1
+_NUM_PLACED = 24
 _SCORES = frozenset({"val_loss", "val_psnr"})
 
 
@@ -114,6 +117,7 @@ class NeuroARVQVAETask:
             ProfileError: scans that were not all prepared alike.
             SplitError: too few people.
             ModelError: a grid that cannot be halved so often.
+            UnregisteredError: some of the scans lie elsewhere than the others.
         """
         recipe = self._recipe
         records = choose_records(store, recipe)
@@ -129,6 +133,7 @@ class NeuroARVQVAETask:
             facts={
                 "grid_shape": list(grid),
                 "scales": [list(scale) for scale in recipe.model.scales(grid)],
+                "brain_place": _learn_place(store, [*split.train, *split.val], grid).to_json(),
                 "trained_on": mark_people(records, [*split.train, *split.val]),
             },
             profile=profile,
@@ -257,6 +262,13 @@ def require_volumes(records: Sequence[ScanRecord], recipe: Recipe) -> None:
             expected="x y z",
             fix="--data.modality T1w",
         )
+
+
+def _learn_place(store: ScanStore, scan_ids: Sequence[str], grid: Grid) -> BrainPlace:
+    """From a few scans, evenly over all of them."""
+    chosen = sorted(scan_ids)[:: max(1, len(scan_ids) // _NUM_PLACED)][:_NUM_PLACED]
+    reader = BrainVolumeReader(store.uri, store.version, grid, cache_bytes=0)
+    return learn_place((scan_id, reader(ReadItem(scan_id=scan_id))["volume"]) for scan_id in chosen)
 
 
 def _judge_volumes(made: VQVAEOutput, volume: Tensor, brain: Tensor) -> dict[str, Tensor]:
