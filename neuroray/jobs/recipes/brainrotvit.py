@@ -20,13 +20,16 @@ _FAST_ENCODER = dataclasses.replace(_ENCODER, precision="bfloat16")
 
 
 def smoke() -> BrainRotViTRecipe:
-    """A small random encoder and small pictures: in a minute on any machine, without a download."""
+    """A small random encoder and small pictures: in a minute on any machine, without a download.
+
+    The encoder's tokens stay side by side: the mean of tokens that were never taught anything forgets where things are.
+    """
     return BrainRotViTRecipe(
         name="brainrotvit:smoke",
         model=_pool(
             BrainRotViTConfig(
                 slices=ResampledStackConfig(image_size=96),
-                encoder=SliceEncoderConfig(backbone="test_vit", weights="random", readout="mean", batch_size=32),
+                encoder=SliceEncoderConfig(backbone="test_vit", weights="random", readout="grid", batch_size=32),
                 standardise=True,
                 mirror=True,
             )
