@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from neuroray.jobs.evaluate_ageing import evaluate_ageing_run, find_ageing_kind
 from neuroray.jobs.logs import progress
 from neuroray.jobs.run_record import git_commit, package_versions, record_run
 from neuroray.platform.evaluate.connectome import evaluate_connectome, list_edge_targets
@@ -61,6 +62,9 @@ class Args:
     device: str = "cpu"
     """Where to compute: cpu, cuda."""
 
+    backward: bool = False
+    """Of a model of brains at other ages (neuroar): give the older scan of a pair and tell the younger one."""
+
     skip_example: bool = False
     """Leave the map of one held-out scan out of the page, and with it the encoder's work (models of slices)."""
 
@@ -73,6 +77,10 @@ def run(args: Args) -> dict[str, Any]:
     run_folder = Path(args.run)
     out = Path(args.out) if args.out else run_folder / ("evaluate-external" if args.external else "evaluate")
     with record_run(out, job="evaluate", args=args, seed=args.seed) as record:
+        if find_ageing_kind(run_folder) is not None:
+            answer = evaluate_ageing_run(args, out, _facts(args))
+            record.add(**{name: value for name, value in answer.items() if name != "text"})
+            return answer
         judge = evaluate_seeds if find_seeds(run_folder) else evaluate
         evaluation = judge(
             run_folder,
@@ -149,6 +157,7 @@ def _command(args: Args) -> list[str]:
     words = ["neuroray", "evaluate", args.run]
     words += ["--store", args.store] if args.store else []
     words += ["--external"] if args.external else []
+    words += ["--backward"] if args.backward else []
     words += ["--target", args.target] if args.target else []
     words += ["--seed", str(args.seed), "--num-resamples", str(args.num_resamples)]
     return words + (["--skip-example"] if args.skip_example else [])

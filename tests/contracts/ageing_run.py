@@ -16,9 +16,9 @@ from neuroray.platform.train.recipe import LoopConfig, OptimConfig
 from neuroray.platform.train.tasks.neuroar import NeuroARRecipe, use_tokenizer
 
 
-def train_ageing_run(folder: Path) -> Path:
+def train_ageing_run(folder: Path, *, num_people: int = 4) -> Path:
     """Writes `store`, `tokenizer` and `run` into a folder."""
-    store = write_brain_cohort(folder / "store", num_people=4)
+    store = write_brain_cohort(folder / "store", num_people=num_people)
     few = LoopConfig(batch_size=3, num_epochs=4, select_by="val_psnr")
     fit(tiny_tokenizer(loop=few), store=store.uri, out=str(folder / "tokenizer"))
     tokenizer = str(folder / "tokenizer")

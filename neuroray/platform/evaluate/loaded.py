@@ -41,8 +41,8 @@ _WITHOUT_ANSWERS: Final = {
         "train the second stage: neuroray train neuroar/transformer:base --encoder RUN",
     ),
     "neuroar": (
-        "NeuroAR tells scans, not answers, and there is no job yet that judges them",
-        "see them: neuroray generate RUN scan.nii.gz --age-years 61 --ages 70; its scores stand in result.json",
+        "NeuroAR tells scans, not answers",
+        "see them: neuroray generate RUN scan.nii.gz --age-years 61 --ages 70; judge them: neuroray evaluate RUN",
     ),
 }
 

@@ -65,6 +65,21 @@ class ScanInTokens:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToldVolume:
+    """The same brain at one age, as the model tells it.
+
+    Attributes:
+        volume: On the model's grid, in [-1, 1]; of several samples their mean.
+        spread: Standard deviation over samples; None for one.
+        tokens: `sample token`, on the model's device.
+    """
+
+    volume: Volume
+    spread: Volume | None
+    tokens: Int[torch.Tensor, "sample token"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BrainAtAge:
     """The same brain at one age.
 
@@ -143,18 +158,46 @@ def generate_at_age(
     Raises:
         GenerationError: see `check_sampling`.
     """
+    told = tell_at_age(model, given.tokens, ages_years, sampling=sampling, num_samples=num_samples, seed=seed)
+    return BrainAtAge(
+        age_years=ages_years[1],
+        values=given.restore(told.volume),
+        spread=None if told.spread is None else given.restore_spread(told.spread),
+        changed_fraction=float((told.tokens != given.tokens).float().mean()),
+    )
+
+
+def tell_at_age(
+    model: AgeingModel,
+    tokens: Int[torch.Tensor, "1 token"],
+    ages_years: tuple[float, float],
+    *,
+    sampling: SamplingConfig,
+    num_samples: int = 1,
+    seed: int = 0,
+) -> ToldVolume:
+    """`generate_at_age` before it is laid back onto the scan: what evaluations look at.
+
+    Args:
+        model: Which.
+        tokens: Of the scan, by the model's tokenizer.
+        ages_years: Of the scan and of the target.
+        sampling: How codes are chosen.
+        num_samples: Drawn one beside the other.
+        seed: Of the draws.
+
+    Raises:
+        GenerationError: see `check_sampling`.
+    """
     check_sampling(sampling, num_samples)
     ages = torch.tensor([ages_years] * num_samples, dtype=torch.float32, device=model.device)
     generator = torch.Generator(device=model.device).manual_seed(seed)
-    tokens = generate_tokens(
-        model.transformer, model.tokenizer.quantiser, given.tokens, ages, sampling, generator=generator
-    )
-    made = model.tokenizer.decode(tokens, model.grid).cpu().numpy()
-    return BrainAtAge(
-        age_years=ages_years[1],
-        values=given.restore(made.mean(0, dtype=np.float32)),
-        spread=given.restore_spread(made.std(0, ddof=1)) if num_samples > 1 else None,
-        changed_fraction=float((tokens != given.tokens).float().mean()),
+    told = generate_tokens(model.transformer, model.tokenizer.quantiser, tokens, ages, sampling, generator=generator)
+    made = model.tokenizer.decode(told, model.grid).cpu().numpy()
+    return ToldVolume(
+        volume=made.mean(0, dtype=np.float32),
+        spread=made.std(0, ddof=1) if num_samples > 1 else None,
+        tokens=told,
     )
 
 

@@ -1,0 +1,77 @@
+"""`neuroray evaluate` of a run of NeuroAR: its transformer on pairs of visits, its tokenizer on scans."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neuroray.jobs.logs import progress
+from neuroray.platform.evaluate.ageing_evidence import MODEL, PAIR_METRICS, AgeingEvaluation
+from neuroray.platform.evaluate.ageing_protocol import evaluate_ageing
+from neuroray.platform.evaluate.ageing_report import write_ageing_report
+from neuroray.platform.evaluate.intervals import Estimate
+from neuroray.platform.evaluate.metrics import EvaluationError
+
+if TYPE_CHECKING:
+    from neuroray.jobs.evaluate import Args
+
+TRANSFORMER = "neuroar"
+_TOLD = ("psnr_brain", "ssim_brain", "l1_brain", "changed_token_accuracy")
+
+
+def find_ageing_kind(run: Path) -> str | None:
+    """`neuroar` or `neuroar_vqvae` where the run, or its first fold, is of one; else None."""
+    for folder in (run, *sorted(run.glob("fold-*"))):
+        card = folder / "model" / "config.json"
+        if card.is_file():
+            name = json.loads(card.read_text()).get("model_name")
+            return name if name in (TRANSFORMER,) else None
+    return None
+
+
+def evaluate_ageing_run(args: Args, out: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Judges a transformer and writes its report.
+
+    Raises:
+        EvaluationError: options that such a run has not, besides what `evaluate_ageing` raises.
+    """
+    if args.external or args.target is not None:
+        given = "--external" if args.external else f"--target {args.target}"
+        raise EvaluationError("a run that tells brains has no target, and is judged on its own split", given=given)
+    found = evaluate_ageing(
+        Path(args.run),
+        store=args.store,
+        backward=args.backward,
+        seed=args.seed,
+        num_resamples=args.num_resamples,
+        device=args.device,
+        facts=facts,
+        track=lambda names: progress(names, label="evaluate"),
+    )
+    paths = write_ageing_report(found, out)
+    answer = {
+        "num_people": found.num_people,
+        "num_pairs": len(found.judged),
+        "whole": found.whole.to_json(),
+        "by_gap": {name: part.to_json() for name, part in found.by_gap.items()},
+        "warnings": list(found.warnings),
+        **{name.replace(".", "_"): str(path) for name, path in paths.items()},
+    }
+    return answer | {"text": _tell(found, paths)}
+
+
+def _tell(found: AgeingEvaluation, paths: dict[str, Path]) -> str:
+    lines = [f"{len(found.judged)} pairs of visits of {found.num_people} held-out people"]
+    lines.append("  " + " " * 52 + "".join(f"{PAIR_METRICS[name].label:>24}" for name in _TOLD))
+    for row, label in found.row_labels.items():
+        values = "".join(f"{_tell_value(found.whole.metrics[row][name]):>24}" for name in _TOLD)
+        lines.append(f"  {label:<52}{values}")
+    gain = found.whole.gains[MODEL]["l1_brain"]
+    lines.append(f"  L1 in the brain, model less copy: {gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})")
+    lines += [f"  note: {warning}" for warning in found.warnings]
+    return "\n".join([*lines, f"written to {paths['report.json']}"])
+
+
+def _tell_value(found: Estimate) -> str:
+    return "\N{EN DASH}" if found.value != found.value else f"{found.value:.4g}"

@@ -1,0 +1,169 @@
+"""What an evaluation of a model of brains at other ages found: every row of its table on the same held-out pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float
+
+from neuroray.platform.evaluate.evidence import Fold
+from neuroray.platform.evaluate.image_quality import IMAGE_METRICS
+from neuroray.platform.evaluate.intervals import Estimate, draw_resamples, estimate
+from neuroray.platform.evaluate.metrics import Metric
+from neuroray.platform.evaluate.visits import VisitPair
+
+COPY, CEILING, MODEL = "copy", "ceiling", "model"
+ROW_LABELS: Final = {
+    COPY: "Copy of the previous scan",
+    CEILING: "Ceiling: the true follow-up through the tokenizer",
+    MODEL: "The model",
+}
+"""The rows that every table has, in its order."""
+PAIR_METRICS: Final = IMAGE_METRICS | {
+    "token_accuracy": Metric(label="Tokens right", better="higher"),
+    "changed_token_accuracy": Metric(label="Changed tokens right", better="higher"),
+}
+LONG_GAP_YEARS: Final = 5.0
+"""From here on a gap is long."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedPair:
+    """One held-out pair and how near each row came to its follow-up.
+
+    Attributes:
+        fold: Which model told it.
+        pair: Ids go into pairs.csv and nowhere else.
+        scores: By row, the metrics of `PAIR_METRICS`; NaN what a row has not.
+        volumes_ml: Soft volumes of regions: by what is measured (`previous`, `target`, `previous_reconstructed` and
+            every row), then by region; empty where regions cannot be told.
+        bases: By row, of which of these its predicted change is counted from.
+        predicted_ages_years: What another model says of each row, of the follow-up and of the previous scan.
+    """
+
+    fold: int
+    pair: VisitPair
+    scores: Mapping[str, Mapping[str, float]]
+    volumes_ml: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    bases: Mapping[str, str] = field(default_factory=dict)
+    predicted_ages_years: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowsFound:
+    """Every row on some pairs.
+
+    Attributes:
+        num_pairs: How many.
+        num_people: Of how many people.
+        metrics: By row, then by metric: the mean over pairs with its interval over people.
+        gains: The mean of row minus copy, pair by pair, of all rows but the copy.
+    """
+
+    num_pairs: int
+    num_people: int
+    metrics: Mapping[str, Mapping[str, Estimate]]
+    gains: Mapping[str, Mapping[str, Estimate]]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it."""
+        return {
+            "num_pairs": self.num_pairs,
+            "num_people": self.num_people,
+            "metrics": _to_json(self.metrics),
+            "less_copy": _to_json(self.gains),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgeingEvaluation:
+    """All that the report tells.
+
+    Attributes:
+        row_labels: What each row of the table is, in its order.
+        judged: Every pair.
+        whole: On all pairs.
+        by_gap: The same on pairs with a short and with a long gap; a part without pairs is left out.
+        backward: Whether older scans were given and younger ones told.
+        further: What else was measured, by name; each tells itself by `to_json`.
+        pictures: PNG, title and caption of what is shown.
+        warnings: What is to be known before the numbers are believed.
+    """
+
+    model_name: str
+    modality: str
+    row_labels: Mapping[str, str]
+    judged: tuple[JudgedPair, ...]
+    folds: tuple[Fold, ...]
+    whole: RowsFound
+    by_gap: Mapping[str, RowsFound]
+    backward: bool
+    seed: int
+    num_resamples: int
+    provenance: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def num_people(self) -> int:
+        """People judged, each counted once."""
+        return len({row.pair.previous.subject for row in self.judged})
+
+
+def weigh_rows(judged: Sequence[JudgedPair], rows: Sequence[str], *, seed: int, num_resamples: int) -> RowsFound:
+    """Means over pairs, and what each row has over the copy; families, or people, are drawn whole."""
+    resamples = draw_pairs(judged, seed=seed, num_resamples=num_resamples)
+    values = {row: {name: column(judged, row, name) for name in PAIR_METRICS} for row in rows}
+    less = {
+        row: {name: found - values[COPY][name] for name, found in columns.items()}
+        for row, columns in values.items()
+        if row != COPY
+    }
+    return RowsFound(
+        num_pairs=len(judged),
+        num_people=len({row.pair.previous.subject for row in judged}),
+        metrics={row: estimate_means(columns, resamples) for row, columns in values.items()},
+        gains={row: estimate_means(columns, resamples) for row, columns in less.items()},
+    )
+
+
+def part_by_gap(judged: Sequence[JudgedPair]) -> dict[str, list[JudgedPair]]:
+    """Pairs with a short and with a long gap; what is empty is left out."""
+    short = [row for row in judged if abs(row.pair.gap_years) < LONG_GAP_YEARS]
+    long = [row for row in judged if abs(row.pair.gap_years) >= LONG_GAP_YEARS]
+    parts = {f"under {LONG_GAP_YEARS:g} years": short, f"{LONG_GAP_YEARS:g} years or more": long}
+    return {name: some for name, some in parts.items() if some}
+
+
+def column(judged: Sequence[JudgedPair], row: str, metric: str) -> Float[np.ndarray, " pair"]:
+    """A metric of a row over pairs."""
+    return np.array([one.scores[row].get(metric, float("nan")) for one in judged])
+
+
+def draw_pairs(judged: Sequence[JudgedPair], *, seed: int, num_resamples: int) -> Float[np.ndarray, "resample pair"]:
+    """How often each pair counts in each resample."""
+    groups = [one.pair.group for one in judged]
+    return draw_resamples(groups, ["all"] * len(groups), seed=seed, num_resamples=num_resamples)
+
+
+def estimate_means(
+    columns: Mapping[str, Float[np.ndarray, " pair"]], resamples: Float[np.ndarray, "resample pair"]
+) -> dict[str, Estimate]:
+    """The mean of each column over the pairs that have it, with its interval; NaN where none has."""
+
+    def weigh(weights: Float[np.ndarray, "resample pair"]) -> dict[str, Float[np.ndarray, " resample"]]:
+        found = {}
+        for name, values in columns.items():
+            known = np.isfinite(values)
+            total = weights @ known
+            with np.errstate(invalid="ignore", divide="ignore"):
+                found[name] = np.where(total > 0, weights @ np.where(known, values, 0) / total, np.nan)
+        return found
+
+    return estimate(weigh, resamples)
+
+
+def _to_json(table: Mapping[str, Mapping[str, Estimate]]) -> dict[str, Any]:
+    return {row: {name: found.to_json() for name, found in columns.items()} for row, columns in table.items()}

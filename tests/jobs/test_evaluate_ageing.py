@@ -1,0 +1,167 @@
+"""`neuroray evaluate` of a tiny run of NeuroAR: the three rows on all held-out pairs, their files, refusals."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from contracts.ageing_run import train_ageing_run
+
+from neuroray.jobs import evaluate, generate
+from neuroray.platform.data.brain_volumes import BrainVolumeReader, fit_grid, restore_grid
+from neuroray.platform.data.plan import ReadItem
+from neuroray.platform.evaluate.ageing_rows import ModelTeller
+from neuroray.platform.evaluate.image_quality import compare_volumes
+from neuroray.platform.evaluate.metrics import EvaluationError
+from neuroray.platform.evaluate.visits import VisitReader, place_grid
+from neuroray.platform.generate.ageing_model import load_ageing_model
+from neuroray.storage.records import ScanRecord
+from neuroray.storage.scan import Scan
+from neuroray.storage.store import ScanStore
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_ageing_run(tmp_path_factory.mktemp("trained"), num_people=8)
+
+
+def ask(trained: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    asked: dict[str, Any] = {"num_resamples": 200, **changes}
+    return evaluate.run(evaluate.Args(run=str(trained / "run"), out=str(out), **asked))
+
+
+@pytest.fixture(scope="module")
+def asked(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("asked")
+    return out, ask(trained, out)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def find_pairs(trained: Path) -> list[tuple[Any, Any]]:
+    """Younger and older visit of everybody on the test side who has two, worked out here once more."""
+    store = ScanStore(trained / "store")
+    splits = json.loads((trained / "run" / "splits.json").read_text())
+    test = {scan_id for name in splits["test"] for scan_id in name.split(" ")}
+    people: dict[str, list[Any]] = {}
+    for record in sorted(store.records(), key=lambda one: one.age_years):
+        if record.scan_id in test:
+            people.setdefault(record.subject, []).append(record)
+    return [(visits[0], visits[1]) for visits in people.values() if len(visits) == 2]
+
+
+def test_every_held_out_pair_is_there_once_from_the_younger_to_the_older(
+    trained: Path, asked: tuple[Path, dict[str, Any]]
+) -> None:
+    out, answer = asked
+    pairs = {(one.scan_id, other.scan_id) for one, other in find_pairs(trained)}
+    rows = read_rows(out / "pairs.csv")
+    assert pairs
+    assert {(row["previous"], row["target"]) for row in rows} == pairs
+    assert len(rows) == len(pairs) == answer["num_pairs"]
+    assert all(float(row["age_years"]) < float(row["target_age_years"]) for row in rows)
+
+
+def test_the_three_rows_are_copy_ceiling_and_model(trained: Path, asked: tuple[Path, dict[str, Any]]) -> None:
+    out, _ = asked
+    store, model = ScanStore(trained / "store"), load_ageing_model(str(trained / "run"))
+    read = BrainVolumeReader(store.uri, store.version, model.grid)
+    row = read_rows(out / "pairs.csv")[0]
+    first, second = (read(ReadItem(scan_id=row[name])) for name in ("previous", "target"))
+    volumes = [torch.from_numpy(np.array(one["volume"]))[None] for one in (first, second)]
+    tokens = [model.tokenizer.encode(volume) for volume in volumes]
+    rebuilt = model.tokenizer.decode(tokens[1], model.grid)[0].numpy()
+    for name, volume in (("copy", volumes[0][0].numpy()), ("ceiling", rebuilt)):
+        for metric, value in compare_volumes(volume, second["volume"], second["brain"]).items():
+            assert float(row[f"{name}_{metric}"]) == pytest.approx(value, rel=1e-7)
+    same = float((tokens[0] == tokens[1]).float().mean())
+    assert float(row["copy_token_accuracy"]) == pytest.approx(same)
+    assert float(row["copy_changed_token_accuracy"]) == 0
+    assert float(row["ceiling_changed_token_accuracy"]) == float(row["ceiling_token_accuracy"]) == 1
+
+
+def test_the_model_is_judged_on_what_generate_writes(trained: Path, tmp_path: Path) -> None:
+    store, model = ScanStore(trained / "store"), load_ageing_model(str(trained / "run"))
+    first, second = find_pairs(trained)[0]
+    visit = VisitReader(store, model.tokenizer, model.grid)(first)
+    told = ModelTeller(model).tell(visit, second.age_years)
+    scan = store.read(first.scan_id)
+    nib.save(nib.Nifti1Image(scan.voxels, scan.affine), tmp_path / "scan.nii.gz")
+    generate.run(
+        generate.Args(
+            run=str(trained / "run"),
+            scan=str(tmp_path / "scan.nii.gz"),
+            out=str(tmp_path / "out"),
+            age_years=first.age_years,
+            ages=(second.age_years,),
+            allow_outside=True,
+        )
+    )
+    made = np.asarray(nib.load(next((tmp_path / "out").glob("age_*[0-9].nii.gz"))).dataobj)
+    brain = scan.voxels != 0
+    low, high = (float(end) for end in np.percentile(scan.voxels[brain].astype(np.float32), [0.5, 99.5]))
+    units = low + (restore_grid(told.volume, scan.grid_shape) + 1) * ((high - low) / 2)
+    assert np.array_equal(made, np.where(brain, units, 0).astype(np.float32))
+
+
+def test_means_and_differences_are_those_of_the_pairs(asked: tuple[Path, dict[str, Any]]) -> None:
+    out, answer = asked
+    rows, report = read_rows(out / "pairs.csv"), json.loads((out / "report.json").read_text())
+    for metric in ("psnr_brain", "ssim_whole", "l1_brain"):
+        copy, made = (np.array([float(row[f"{name}_{metric}"]) for row in rows]) for name in ("copy", "model"))
+        assert report["whole"]["metrics"]["model"][metric]["value"] == pytest.approx(made.mean(), rel=1e-6)
+        found = report["whole"]["less_copy"]["model"][metric]
+        assert found["value"] == pytest.approx((made - copy).mean(), rel=1e-5, abs=1e-9)
+        assert found["low"] <= found["value"] <= found["high"]
+    assert sum(part["num_pairs"] for part in report["by_gap"].values()) == len(rows)
+    assert answer["whole"] == report["whole"]
+    assert "sub-" not in (out / "report.json").read_text()
+
+
+def test_backward_gives_the_older_scan(trained: Path, asked: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    ask(trained, tmp_path, backward=True)
+    forward, backward = read_rows(asked[0] / "pairs.csv"), read_rows(tmp_path / "pairs.csv")
+    assert {(row["target"], row["previous"]) for row in forward} == {(r["previous"], r["target"]) for r in backward}
+    assert json.loads((tmp_path / "report.json").read_text())["direction"] == "backward"
+
+
+def test_a_target_and_another_cohort_are_refused(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="has no target"):
+        ask(trained, tmp_path, target="age_years")
+    with pytest.raises(EvaluationError, match="has no target"):
+        ask(trained, tmp_path, external=True)
+
+
+def test_people_without_two_visits_are_no_evidence(trained: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "run"
+    copied.mkdir()
+    for path in ("config.json", "metrics.jsonl", "result.json"):
+        (copied / path).write_bytes((trained / "run" / path).read_bytes())
+    (copied / "model").symlink_to(trained / "run" / "model")
+    splits = json.loads((trained / "run" / "splits.json").read_text())
+    splits["test"] = [splits["test"][0].split(" ")[0]]
+    (copied / "splits.json").write_text(json.dumps(splits))
+    with pytest.raises(EvaluationError, match="two visits at different ages"):
+        evaluate.run(evaluate.Args(run=str(copied), out=str(tmp_path / "out")))
+
+
+def test_the_grids_place_in_the_world_is_the_scans() -> None:
+    affine = np.array([[4.0, 0, 0, -30], [0, 3.0, 0, 11], [0, 0, 2.0, 7], [0, 0, 0, 1]])
+    record = ScanRecord(
+        scan_id="a", subject="a", modality="T1w", path="", shape=(17, 19, 22), dtype="float32", zooms_mm=(4, 3, 2),
+        affine=tuple(affine.ravel()), voxels_sha256="", manifest_sha256="", size_bytes=0, written_at="",
+    )  # fmt: skip
+    voxels = np.zeros((17, 19, 22), np.float32)
+    voxels[5, 6, 9] = 1
+    index = np.argwhere(fit_grid(voxels, (20, 20, 20)) == 1)[0]
+    world = place_grid(record, (20, 20, 20)) @ [*index, 1]
+    assert world == pytest.approx(Scan(voxels=voxels, affine=affine).affine @ [5, 6, 9, 1])
