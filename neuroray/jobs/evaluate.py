@@ -65,8 +65,14 @@ class Args:
     backward: bool = False
     """Of a model of brains at other ages (neuroar): give the older scan of a pair and tell the younger one."""
 
+    age_model: str | None = None
+    """Of the same: a run of brainrotvit that tells age, to read the age off what is told; else a regression does."""
+
+    downstream: bool = False
+    """Of the same: also learn age from real scans, and from real and generated ones, and compare."""
+
     skip_example: bool = False
-    """Leave the map of one held-out scan out of the page, and with it the encoder's work (models of slices)."""
+    """Leave pictures out of the page: the map of one held-out scan (models of slices), strips of pairs (neuroar)."""
 
     json: bool = False
     """Answer as JSON."""
@@ -158,6 +164,8 @@ def _command(args: Args) -> list[str]:
     words += ["--store", args.store] if args.store else []
     words += ["--external"] if args.external else []
     words += ["--backward"] if args.backward else []
+    words += ["--age-model", args.age_model] if args.age_model else []
+    words += ["--downstream"] if args.downstream else []
     words += ["--target", args.target] if args.target else []
     words += ["--seed", str(args.seed), "--num-resamples", str(args.num_resamples)]
     return words + (["--skip-example"] if args.skip_example else [])

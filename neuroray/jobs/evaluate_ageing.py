@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuroray.jobs.logs import progress
+from neuroray.platform.evaluate.ageing_bench import AgeingOptions
 from neuroray.platform.evaluate.ageing_evidence import MODEL, PAIR_METRICS, AgeingEvaluation
 from neuroray.platform.evaluate.ageing_protocol import evaluate_ageing
 from neuroray.platform.evaluate.ageing_report import write_ageing_report
@@ -42,10 +43,15 @@ def evaluate_ageing_run(args: Args, out: Path, facts: dict[str, Any]) -> dict[st
     found = evaluate_ageing(
         Path(args.run),
         store=args.store,
-        backward=args.backward,
-        seed=args.seed,
+        options=AgeingOptions(
+            backward=args.backward,
+            age_model=args.age_model,
+            downstream=args.downstream,
+            pictures=not args.skip_example,
+            device=args.device,
+            seed=args.seed,
+        ),
         num_resamples=args.num_resamples,
-        device=args.device,
         facts=facts,
         track=lambda names: progress(names, label="evaluate"),
     )
@@ -70,7 +76,7 @@ def _tell(found: AgeingEvaluation, paths: dict[str, Path]) -> str:
     gain = found.whole.gains[MODEL]["l1_brain"]
     lines.append(f"  L1 in the brain, model less copy: {gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})")
     lines += [f"  note: {warning}" for warning in found.warnings]
-    return "\n".join([*lines, f"written to {paths['report.json']}"])
+    return "\n".join([*lines, f"written to {paths['report.html']}"])
 
 
 def _tell_value(found: Estimate) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from jaxtyping import Float
@@ -14,6 +14,11 @@ from neuroray.platform.evaluate.image_quality import IMAGE_METRICS
 from neuroray.platform.evaluate.intervals import Estimate, draw_resamples, estimate
 from neuroray.platform.evaluate.metrics import Metric
 from neuroray.platform.evaluate.visits import VisitPair
+
+if TYPE_CHECKING:
+    from neuroray.platform.evaluate.ageing_pictures import Picture
+    from neuroray.platform.evaluate.ageing_regions import RegionRow
+    from neuroray.platform.evaluate.ageing_sweep import SweepFound
 
 COPY, CEILING, MODEL = "copy", "ceiling", "model"
 ROW_LABELS: Final = {
@@ -38,18 +43,24 @@ class JudgedPair:
         fold: Which model told it.
         pair: Ids go into pairs.csv and nowhere else.
         scores: By row, the metrics of `PAIR_METRICS`; NaN what a row has not.
-        volumes_ml: Soft volumes of regions: by what is measured (`previous`, `target`, `previous_reconstructed` and
-            every row), then by region; empty where regions cannot be told.
-        bases: By row, of which of these its predicted change is counted from.
-        predicted_ages_years: What another model says of each row, of the follow-up and of the previous scan.
+        volumes_ml: Soft volumes of regions: of `previous`, `target` and every row, then by region.
+        changes_ml: By row and region, what it says has changed: against what it says of the previous scan itself, so
+            that what the tokenizer blurs is in both.
+        predicted_ages_years: What another model reads off `previous`, `target` and every row.
+        predicted_starts_years: The same off what each row says of the previous scan itself.
     """
 
     fold: int
     pair: VisitPair
     scores: Mapping[str, Mapping[str, float]]
     volumes_ml: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    bases: Mapping[str, str] = field(default_factory=dict)
+    changes_ml: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     predicted_ages_years: Mapping[str, float] = field(default_factory=dict)
+    predicted_starts_years: Mapping[str, float] = field(default_factory=dict)
+
+    def true_change_ml(self, region: str) -> float:
+        """From the previous scan to the follow-up, both measured alike."""
+        return self.volumes_ml["target"][region] - self.volumes_ml["previous"][region]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +84,56 @@ class RowsFound:
         return {
             "num_pairs": self.num_pairs,
             "num_people": self.num_people,
-            "metrics": _to_json(self.metrics),
-            "less_copy": _to_json(self.gains),
+            "metrics": describe_table(self.metrics),
+            "less_copy": describe_table(self.gains),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgeRead:
+    """What another model reads off each row, against the age that was told.
+
+    Attributes:
+        label: The other model.
+        rows: By row, and for the real follow-up (`target`): `mae`, `bias`, `pearson_r` and `slope` of age read over
+            age told, and `years_per_year`: how much older it looks than what the row tells of the scan's own age.
+    """
+
+    label: str
+    rows: Mapping[str, Mapping[str, Estimate]]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it."""
+        rows = {row: {name: found.to_json() for name, found in told.items()} for row, told in self.rows.items()}
+        return {"reader": self.label, "rows": rows}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Downstream:
+    """Age told of held-out real scans by one kind of regression, trained on real scans, and on generated ones besides.
+
+    Attributes:
+        metrics: `real` and `real_and_generated`: `mae`, `r2`.
+        less_error: Mean absolute error of the second less that of the first, scan by scan, in years.
+        num_real: Scans trained on, over all folds.
+        num_generated: Brains trained on besides.
+        num_judged: Real scans judged.
+    """
+
+    metrics: Mapping[str, Mapping[str, Estimate]]
+    less_error: Estimate
+    num_real: int
+    num_generated: int
+    num_judged: int
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it."""
+        return {
+            "metrics": {row: {name: one.to_json() for name, one in told.items()} for row, told in self.metrics.items()},
+            "less_error_years": self.less_error.to_json(),
+            "num_real": self.num_real,
+            "num_generated": self.num_generated,
+            "num_judged": self.num_judged,
         }
 
 
@@ -88,8 +147,13 @@ class AgeingEvaluation:
         whole: On all pairs.
         by_gap: The same on pairs with a short and with a long gap; a part without pairs is left out.
         backward: Whether older scans were given and younger ones told.
-        further: What else was measured, by name; each tells itself by `to_json`.
-        pictures: PNG, title and caption of what is shown.
+        regions: Change by region and row; empty where it cannot be measured.
+        main_region: The one that widens with age.
+        region_method: How volumes were measured.
+        sweep: The same people at rising ages.
+        read_age: What another model reads off each row; None where none could be had.
+        downstream: Age told from real scans, and from real and generated ones; None where it was not asked for.
+        pictures: Of some pairs.
         warnings: What is to be known before the numbers are believed.
     """
 
@@ -100,10 +164,17 @@ class AgeingEvaluation:
     folds: tuple[Fold, ...]
     whole: RowsFound
     by_gap: Mapping[str, RowsFound]
+    regions: Mapping[str, Mapping[str, RegionRow]]
+    main_region: str
+    region_method: str
+    sweep: SweepFound
     backward: bool
     seed: int
     num_resamples: int
     provenance: Mapping[str, Any]
+    read_age: AgeRead | None = None
+    downstream: Downstream | None = None
+    pictures: tuple[Picture, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -165,5 +236,6 @@ def estimate_means(
     return estimate(weigh, resamples)
 
 
-def _to_json(table: Mapping[str, Mapping[str, Estimate]]) -> dict[str, Any]:
+def describe_table(table: Mapping[str, Mapping[str, Estimate]]) -> dict[str, Any]:
+    """For report.json, by row and then by what was measured."""
     return {row: {name: found.to_json() for name, found in columns.items()} for row, columns in table.items()}

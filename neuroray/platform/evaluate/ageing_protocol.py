@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from neuroray.platform.baselines.brain_change import BRAIN_CHANGE_LABELS
+from neuroray.platform.evaluate.ageing_bench import AgeingOptions, Bench, first_visits, set_up
 from neuroray.platform.evaluate.ageing_evidence import (
-    CEILING,
-    COPY,
     MODEL,
     ROW_LABELS,
     AgeingEvaluation,
@@ -18,14 +20,17 @@ from neuroray.platform.evaluate.ageing_evidence import (
     part_by_gap,
     weigh_rows,
 )
-from neuroray.platform.evaluate.ageing_rows import AgeTeller, ModelTeller, Told
+from neuroray.platform.evaluate.ageing_findings import gather_ageing_warnings
+from neuroray.platform.evaluate.ageing_pictures import Picture, choose_pairs, draw_pair
+from neuroray.platform.evaluate.ageing_regions import weigh_regions
+from neuroray.platform.evaluate.ageing_sweep import SweptPerson, weigh_sweep
 from neuroray.platform.evaluate.evidence import Fold
-from neuroray.platform.evaluate.image_quality import compare_volumes
+from neuroray.platform.evaluate.generated_ages import weigh_read_ages
+from neuroray.platform.evaluate.generated_training import ToldTwice, train_twice, weigh_downstream
 from neuroray.platform.evaluate.intervals import NUM_RESAMPLES
 from neuroray.platform.evaluate.metrics import EvaluationError
 from neuroray.platform.evaluate.run import RunFold, check_people, read_curves, read_folds
-from neuroray.platform.evaluate.visits import Visit, VisitPair, VisitReader, name_scans, pair_records
-from neuroray.platform.generate.ageing_model import AgeingModel, load_ageing_model
+from neuroray.platform.evaluate.visits import name_scans
 from neuroray.storage.profiles.agreement import read_model_profile
 from neuroray.storage.records import ScanRecord
 from neuroray.storage.store import ScanStore
@@ -33,14 +38,23 @@ from neuroray.storage.store import ScanStore
 Track = Callable[[Sequence[str]], Iterable[str]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FoldFound:
+    """What one fold has given."""
+
+    bench: Bench
+    judged: list[JudgedPair]
+    swept: list[SweptPerson]
+    num_left_out: int
+    told: ToldTwice | None
+
+
 def evaluate_ageing(
     run: Path,
     *,
     store: str | None = None,
-    backward: bool = False,
-    seed: int = 0,
+    options: AgeingOptions | None = None,
     num_resamples: int = NUM_RESAMPLES,
-    device: str = "cpu",
     facts: Mapping[str, Any] | None = None,
     track: Track | None = None,
 ) -> AgeingEvaluation:
@@ -49,12 +63,10 @@ def evaluate_ageing(
     Args:
         run: The run folder of `neuroar/transformer`; with `fold-*` folders in it, their test people are pooled.
         store: Where the scans are; where the run found them when left out.
-        backward: Give the older scan and tell the younger, in place of the other way round.
-        seed: Of the bootstrap.
-        num_resamples: Of the bootstrap.
-        device: Where to compute.
+        options: What is judged.
+        num_resamples: Of the bootstrap, whose seed is that of the options.
         facts: What the report is to tell of its making: `versions`, `made_at`, `git_commit`, `commands`.
-        track: Shows progress over pairs.
+        track: Shows progress over pairs and people.
 
     Raises:
         EvaluationError: people or families on two sides, a run that is not finished, nobody with two visits.
@@ -62,31 +74,15 @@ def evaluate_ageing(
         ProfileError: scans that were prepared otherwise than those of the training.
         StoreError: scans that cannot be read.
     """
+    options = options or AgeingOptions()
     folds = [name_scans(fold) for fold in read_folds(run)]
     opened = open_run_store(folds[0], store)
     records = {record.scan_id: record for record in opened.records()}
-    judged: list[JudgedPair] = []
-    described: list[Fold] = []
     for fold in folds:
         check_people(fold, records)
-        found = _judge_fold(fold, opened, records, backward=backward, device=device, track=track)
-        judged += found
-        described.append(_describe_fold(fold, records, found))
-    rows = list(ROW_LABELS)
-    draws = {"seed": seed, "num_resamples": num_resamples}
-    return AgeingEvaluation(
-        model_name=folds[0].card["model_name"],
-        modality=folds[0].card["modality"],
-        row_labels=ROW_LABELS,
-        judged=tuple(judged),
-        folds=tuple(described),
-        whole=weigh_rows(judged, rows, **draws),
-        by_gap={name: weigh_rows(some, rows, **draws) for name, some in part_by_gap(judged).items()},
-        backward=backward,
-        seed=seed,
-        num_resamples=num_resamples,
-        provenance=describe_origin(run, folds, opened, facts or {}),
-    )
+    found = [_judge_fold(set_up(fold, opened, records, options), options, track) for fold in folds]
+    provenance = describe_origin(run, folds, opened, facts or {})
+    return _assemble(found, records, options, provenance, num_resamples=num_resamples)
 
 
 def open_run_store(fold: RunFold, store: str | None) -> ScanStore:
@@ -114,61 +110,78 @@ def describe_origin(run: Path, folds: Sequence[RunFold], store: ScanStore, facts
     }
 
 
-def judge_row(told: Told, previous: Visit, target: Visit) -> dict[str, float]:
-    """How near a row came to the follow-up: the image, and where it has any, its tokens."""
-    scores = compare_volumes(told.volume, target.volume, target.brain)
-    if told.tokens is None:
-        return scores
-    right, changed = told.tokens == target.tokens, previous.tokens != target.tokens
-    of_changed = float(right[changed].float().mean()) if bool(changed.any()) else float("nan")
-    return scores | {"token_accuracy": float(right.float().mean()), "changed_token_accuracy": of_changed}
-
-
-def _judge_fold(
-    fold: RunFold,
-    store: ScanStore,
-    records: Mapping[str, ScanRecord],
-    *,
-    backward: bool,
-    device: str,
-    track: Track | None,
-) -> list[JudgedPair]:
-    model = load_ageing_model(str(fold.path), device=device)
-    pairs = pair_records([records[scan_id] for scan_id in fold.split.test], backward=backward)
-    if not pairs:
+def _judge_fold(bench: Bench, options: AgeingOptions, track: Track | None) -> _FoldFound:
+    if not bench.pairs:
         raise EvaluationError(
-            f"nobody on the test side of {fold.path} has two visits at different ages",
-            given=f"{len(fold.split.test)} scans",
+            f"nobody on the test side of {bench.fold.path} has two visits at different ages",
+            given=f"{len(bench.fold.split.test)} scans",
             expected="pairs of visits",
         )
-    named = {f"{pair.previous.scan_id} {pair.target.scan_id}": pair for pair in pairs}
-    reader = VisitReader(store, model.tokenizer, model.grid)
-    tellers: list[AgeTeller] = [ModelTeller(model)]
-    return [
-        _judge_pair(fold.index, named[name], model, reader, tellers)
-        for name in (track(list(named)) if track else list(named))
-    ]
+    follow = track or (lambda names: names)
+    pairs = {f"{pair.previous.scan_id} {pair.target.scan_id}": pair for pair in bench.pairs}
+    judged = [bench.judge(pairs[name]) for name in follow(list(pairs))]
+    people = {record.scan_id: record for record in first_visits(bench.pairs)}
+    swept = [bench.sweep(people[name]) for name in follow(list(people))]
+    known = [person for person in swept if person is not None]
+    return _FoldFound(
+        bench=bench,
+        judged=judged,
+        swept=known,
+        num_left_out=len(swept) - len(known),
+        told=train_twice(bench, seed=options.seed) if options.downstream else None,
+    )
 
 
-def _judge_pair(
-    fold_index: int, pair: VisitPair, model: AgeingModel, reader: VisitReader, tellers: Sequence[AgeTeller]
-) -> JudgedPair:
-    previous, target = reader(pair.previous), reader(pair.target)
-    rows = {
-        COPY: Told(volume=previous.volume, tokens=previous.tokens),
-        CEILING: Told(volume=decode(model, target), tokens=target.tokens),
-        **{teller.name: teller.tell(previous, target.age_years) for teller in tellers},
-    }
-    scores = {name: judge_row(told, previous, target) for name, told in rows.items()}
-    return JudgedPair(fold=fold_index, pair=pair, scores=scores)
+def _assemble(
+    found: Sequence[_FoldFound],
+    records: Mapping[str, ScanRecord],
+    options: AgeingOptions,
+    provenance: Mapping[str, Any],
+    *,
+    num_resamples: int,
+) -> AgeingEvaluation:
+    judged = [one for fold in found for one in fold.judged]
+    bench = found[0].bench
+    labels = ROW_LABELS | {teller.name: BRAIN_CHANGE_LABELS[teller.name] for teller in bench.tellers[1:]}
+    rows, draws = list(labels), {"seed": options.seed, "num_resamples": num_resamples}
+    maps = bench.measure.maps(bench.read(judged[0].pair.previous))
+    reader = bench.age_reader
+    told = [fold.told for fold in found if fold.told is not None]
+    swept, num_left_out = [one for fold in found for one in fold.swept], sum(fold.num_left_out for fold in found)
+    evaluation = AgeingEvaluation(
+        model_name=bench.fold.card["model_name"],
+        modality=bench.fold.card["modality"],
+        row_labels=labels,
+        judged=tuple(judged),
+        folds=tuple(_describe_fold(fold, records) for fold in found),
+        whole=weigh_rows(judged, rows, **draws),
+        by_gap={name: weigh_rows(some, rows, **draws) for name, some in part_by_gap(judged).items()},
+        regions=weigh_regions(judged, rows, **draws),
+        main_region=maps.main,
+        region_method=maps.method,
+        sweep=weigh_sweep(swept, judged, maps.main, num_left_out=num_left_out, **draws),
+        read_age=None if reader is None else weigh_read_ages(judged, rows, reader.label, **draws),
+        downstream=weigh_downstream(told, **draws) if told else None,
+        backward=options.backward,
+        seed=options.seed,
+        num_resamples=num_resamples,
+        provenance=provenance,
+    )
+    card, people = bench.fold.card, [fold.bench.train for fold in found]
+    notes = gather_ageing_warnings(evaluation, card, people)
+    pictures = _draw_pictures(found) if options.pictures else ()
+    return dataclasses.replace(evaluation, warnings=notes, pictures=pictures)
 
 
-def decode(model: AgeingModel, visit: Visit) -> np.ndarray:
-    """What the tokenizer makes of a scan."""
-    return model.tokenizer.decode(visit.tokens, model.grid)[0].cpu().numpy()
+def _draw_pictures(found: Sequence[_FoldFound]) -> tuple[Picture, ...]:
+    chosen = choose_pairs([one for fold in found for one in fold.judged])
+    benches = {fold.bench.fold.index: fold.bench for fold in found}
+    names = ("The pair with the longest gap", "The pair of which the model's error is the median")
+    return tuple(draw_pair(benches[one.fold], one, which=name) for one, name in zip(chosen, names, strict=False))
 
 
-def _describe_fold(fold: RunFold, records: Mapping[str, ScanRecord], judged: Sequence[JudgedPair]) -> Fold:
+def _describe_fold(found: _FoldFound, records: Mapping[str, ScanRecord]) -> Fold:
+    fold, judged = found.bench.fold, found.judged
     sides = {side: fold.split.side(side) for side in ("train", "val", "test")}
     means = {name: float(np.mean([one.scores[MODEL][name] for one in judged])) for name in ("psnr_brain", "ssim_brain")}
     return Fold(

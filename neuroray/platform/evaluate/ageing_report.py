@@ -1,46 +1,70 @@
-"""The evidence on brains at other ages as files: report.json and pairs.csv."""
+"""The evidence on brains at other ages as files: report.html, report.json, pairs.csv."""
 
 from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from neuroray.platform.evaluate.ageing_evidence import LONG_GAP_YEARS, PAIR_METRICS, AgeingEvaluation
+from neuroray.platform.evaluate.ageing_evidence import LONG_GAP_YEARS, PAIR_METRICS, AgeingEvaluation, JudgedPair
+from neuroray.platform.evaluate.ageing_page import render_ageing_page
 from neuroray.platform.evaluate.image_quality import SSIM_STATED
 from neuroray.platform.evaluate.report_parts import FORMAT, describe_folds, describe_interval
 
 
 def write_ageing_report(evaluation: AgeingEvaluation, out: Path) -> dict[str, Path]:
-    """Writes `pairs.csv` and `report.json`.
+    """Writes `pairs.csv`, `report.json` and `report.html`.
 
-    Ids of scans and people stand in `pairs.csv` alone; the other may be handed on.
+    Ids of scans and people stand in `pairs.csv` alone; the other two may be handed on.
 
     Returns:
         The paths by name.
     """
     out.mkdir(parents=True, exist_ok=True)
-    paths = {name: out / name for name in ("pairs.csv", "report.json")}
+    paths = {name: out / name for name in ("pairs.csv", "report.json", "report.html")}
     write_pairs(evaluation, paths["pairs.csv"])
     described = describe_ageing(evaluation)
     paths["report.json"].write_text(json.dumps(described, indent=2, allow_nan=False) + "\n")
+    paths["report.html"].write_text(render_ageing_page(evaluation))
     return paths
 
 
 def write_pairs(evaluation: AgeingEvaluation, path: Path) -> None:
-    """One row a pair, by fold and scans: ids, ages, and every row's metrics."""
-    names = [(row, metric) for row in evaluation.row_labels for metric in PAIR_METRICS]
-    head = ["fold", "previous", "target", "subject", "family_id", "sex", "site", "age_years", "target_age_years"]
+    """One row a pair, by fold and scans: ids, ages, every row's metrics, volumes, changes and ages read off it."""
+    people = [_describe_pair(one) for one in evaluation.judged]
+    measured = [_describe_measures(one, evaluation.row_labels) for one in evaluation.judged]
     with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*head, *(f"{row}_{metric}" for row, metric in names)])
-        for one in sorted(evaluation.judged, key=lambda one: (one.fold, one.pair.previous.scan_id)):
-            first = one.pair.previous
-            person = (first.subject, first.family_id or "", first.sex or "", first.site or "")
-            values = [one.scores[row].get(metric, float("nan")) for row, metric in names]
-            told = ["" if value != value else f"{value:.9g}" for value in values]
-            writer.writerow([one.fold, first.scan_id, one.pair.target.scan_id, *person, *one.pair.ages_years, *told])
+        writer = csv.DictWriter(file, [*people[0], *measured[0]])
+        writer.writeheader()
+        for person, values in sorted(zip(people, measured, strict=True), key=lambda row: tuple(row[0].values())[:3]):
+            told = {name: "" if value != value else f"{value:.9g}" for name, value in values.items()}
+            writer.writerow(person | told)
+
+
+def _describe_pair(one: JudgedPair) -> dict[str, Any]:
+    first, second = one.pair.previous, one.pair.target
+    return {
+        "fold": one.fold,
+        "previous": first.scan_id,
+        "target": second.scan_id,
+        "subject": first.subject,
+        "family_id": first.family_id or "",
+        "sex": first.sex or "",
+        "site": first.site or "",
+        "age_years": one.pair.ages_years[0],
+        "target_age_years": one.pair.ages_years[1],
+    }
+
+
+def _describe_measures(one: JudgedPair, rows: Iterable[str]) -> dict[str, float]:
+    found = {f"{row}_{metric}": one.scores[row].get(metric, float("nan")) for row in rows for metric in PAIR_METRICS}
+    found |= {f"{who}_{region}_ml": value for who, told in one.volumes_ml.items() for region, value in told.items()}
+    found |= {
+        f"{row}_{region}_change_ml": value for row, told in one.changes_ml.items() for region, value in told.items()
+    }
+    return found | {f"{who}_age_read_years": value for who, value in one.predicted_ages_years.items()}
 
 
 def describe_ageing(evaluation: AgeingEvaluation) -> dict[str, Any]:
@@ -69,6 +93,16 @@ def describe_ageing(evaluation: AgeingEvaluation) -> dict[str, Any]:
         ),
         "whole": evaluation.whole.to_json(),
         "by_gap": {name: found.to_json() for name, found in evaluation.by_gap.items()},
+        "regions": {
+            "main": evaluation.main_region,
+            "method": evaluation.region_method,
+            "rows": {
+                region: {row: one.to_json() for row, one in rows.items()} for region, rows in evaluation.regions.items()
+            },
+        },
+        "sweep": evaluation.sweep.to_json(),
+        "read_age": evaluation.read_age.to_json() if evaluation.read_age else None,
+        "downstream": evaluation.downstream.to_json() if evaluation.downstream else None,
         "folds": describe_folds(evaluation.folds),
         "warnings": list(evaluation.warnings),
         "provenance": dict(evaluation.provenance),

@@ -21,10 +21,12 @@ class Told:
 
     Attributes:
         volume: On the model's grid, in [-1, 1].
+        start: What the same row tells of the scan's own age, by which its predicted change is counted.
         tokens: `1 token`; None of what has no tokens.
     """
 
     volume: Float32[np.ndarray, "x y z"]
+    start: Float32[np.ndarray, "x y z"]
     tokens: Int[torch.Tensor, "1 token"] | None = None
 
 
@@ -43,12 +45,24 @@ class AgeTeller(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelTeller:
-    """The model, greedily: bit for bit what `neuroray generate` makes of the same scan, before it is laid back."""
+    """The model, greedily: bit for bit what `neuroray generate` makes of the same scan, before it is laid back.
+
+    Its changes are against the tokenizer's reconstruction of the scan, as those of `generate` are.
+    """
 
     model: AgeingModel
-    name: str = "model"
+
+    @property
+    def name(self) -> str:
+        """Of its row."""
+        return "model"
 
     def tell(self, visit: Visit, age_years: float) -> Told:
         """The likeliest code everywhere."""
         told = tell_at_age(self.model, visit.tokens, (visit.age_years, age_years), sampling=SamplingConfig())
-        return Told(volume=told.volume, tokens=told.tokens)
+        return Told(volume=told.volume, start=decode_visit(self.model, visit), tokens=told.tokens)
+
+
+def decode_visit(model: AgeingModel, visit: Visit) -> Float32[np.ndarray, "x y z"]:
+    """What the tokenizer makes of a scan."""
+    return model.tokenizer.decode(visit.tokens, model.grid)[0].cpu().numpy()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from neuroray.platform.evaluate import figures, findings
-from neuroray.platform.evaluate.evidence import AttentionProfile, Evaluation
+from neuroray.platform.evaluate.evidence import AttentionProfile, Evaluation, Fold
 from neuroray.platform.evaluate.intervals import Estimate
 from neuroray.platform.evaluate.metrics import CALIBRATION_BINS, REGRESSION_METRICS, Metric, metric_table
 from neuroray.platform.evaluate.number_evidence import NumberEvaluation
@@ -26,6 +27,20 @@ class PageFigure:
     svg: str = ""
     png: str = ""
     wide: bool = False
+
+
+class Sourced(Protocol):
+    """An evaluation, as far as it says where it came from."""
+
+    @property
+    def folds(self) -> Sequence[Fold]:
+        """With their facts."""
+        ...
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Store, versions, commands."""
+        ...
 
 
 def describe_page(evaluation: Evaluation, picture: tuple[bytes, str, str] | None) -> dict[str, Any]:
@@ -314,14 +329,21 @@ def _methods(evaluation: Evaluation) -> list[str]:
     ]
 
 
-def describe_provenance(evaluation: Evaluation | NumberEvaluation) -> list[tuple[str, Any, bool]]:
+def describe_provenance(evaluation: Sourced) -> list[tuple[str, Any, bool]]:
     """Where it all came from: name, value, and whether it is code."""
     provenance = evaluation.provenance
     rows: list[tuple[str, Any, bool]] = [
         ("Store", provenance["store"], True),
         ("Catalogue version", provenance["catalogue_version"], False),
     ]
-    for name in ("recipe", "weights_sha256", "encoder_sha256", "feature_fingerprint", "split_sha256"):
+    for name in (
+        "recipe",
+        "weights_sha256",
+        "tokenizer_sha256",
+        "encoder_sha256",
+        "feature_fingerprint",
+        "split_sha256",
+    ):
         values = sorted({str(fold.facts[name]) for fold in evaluation.folds if fold.facts.get(name)})
         rows += [(name.replace("_", " ").replace("sha256", "SHA-256"), value, True) for value in values]
     rows += [("Code", provenance["git_commit"], True)] if provenance.get("git_commit") else []

@@ -22,6 +22,7 @@ _NUM_PLANES = 4
 _PLANES_FROM, _PLANES_TO = 0.36, 0.78
 _PANEL_IN, _LABEL_IN, _TOP_IN, _BOTTOM_IN = 1.15, 0.95, 0.42, 0.42
 _FRAME_MS = 900
+_NOTES = "Ages: minus the tokenizer's reconstruction of the scan. Reconstruction: minus the scan."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +51,17 @@ def find_shown(
 
 
 @styled
-def draw_strip(scan: Scan, rows: Sequence[PictureRow], shown: Bool[np.ndarray, "x y z"]) -> Figure:
-    """A row each: planes, and beside them what has changed, all on one scale; the first row sets the grey."""
+def draw_strip(
+    scan: Scan, rows: Sequence[PictureRow], shown: Bool[np.ndarray, "x y z"], *, notes: str = _NOTES
+) -> Figure:
+    """A row each: planes, and beside them what has changed, all on one scale; the first row sets the grey.
+
+    Args:
+        scan: Whose grid it is.
+        rows: From top to bottom.
+        shown: What a picture may show.
+        notes: Below: what changes are against.
+    """
     height = _panel_height(scan, shown)
     figure = Figure(
         figsize=(_LABEL_IN + 2 * _NUM_PLANES * _PANEL_IN, _TOP_IN + _BOTTOM_IN + len(rows) * height),
@@ -74,7 +84,6 @@ def draw_strip(scan: Scan, rows: Sequence[PictureRow], shown: Bool[np.ndarray, "
     write_text(figure, _LABEL_IN, top, "the brain, in the scan's units; person's left on the left", size=8)
     told = f"change, blue {-largest:.3g} to red {largest:.3g}; white: none"
     write_text(figure, _LABEL_IN + _NUM_PLANES * _PANEL_IN, top, told, size=8)
-    notes = "Ages: minus the tokenizer's reconstruction of the scan. Reconstruction: minus the scan."
     write_text(figure, _LABEL_IN, 0.2, notes if shown.any() else "Not shown: a face could not be kept out", size=7)
     return figure
 

@@ -1,0 +1,225 @@
+"""Everything that one fold's held-out people are judged by: the model, what stands beside it, and what measures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+import numpy as np
+
+from neuroray.platform.baselines.brain_change import fit_latent_change, fit_population_change
+from neuroray.platform.evaluate.ageing_evidence import CEILING, COPY, JudgedPair
+from neuroray.platform.evaluate.ageing_rows import AgeTeller, ModelTeller, Told, decode_visit
+from neuroray.platform.evaluate.ageing_sweep import SweptPerson, choose_ages, sweep_person
+from neuroray.platform.evaluate.brain_regions import RegionMaps, map_regions
+from neuroray.platform.evaluate.generated_ages import PREVIOUS, TARGET, AgeReader, fit_ridge_age, load_run_age
+from neuroray.platform.evaluate.image_quality import compare_volumes
+from neuroray.platform.evaluate.run import RunFold
+from neuroray.platform.evaluate.visits import Visit, VisitPair, VisitReader, pair_records, place_grid
+from neuroray.platform.generate.ageing_model import AgeingModel, load_ageing_model
+from neuroray.storage.profiles.agreement import read_model_profile
+from neuroray.storage.records import ScanRecord
+from neuroray.storage.store import ScanStore
+
+_IN_TEMPLATE = "mni_affine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgeingOptions:
+    """What is to be judged, and how.
+
+    Attributes:
+        backward: Give the older scan and tell the younger, in place of the other way round.
+        baselines: Fit the training people's mean change, in voxels and in latent space, as further rows.
+        age_model: A run that tells age from volumes; None: a regression that is fitted here.
+        downstream: Also train a regression of age on real scans, and on real and generated ones.
+        pictures: Draw strips of some pairs.
+        device: Where to compute.
+        seed: Of regressions, and of the ages that are generated for them.
+    """
+
+    backward: bool = False
+    baselines: bool = True
+    age_model: str | None = None
+    downstream: bool = False
+    pictures: bool = True
+    device: str = "cpu"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegionMeter:
+    """Volumes of regions in ml of the person's own space: registration to a template has stretched each brain alike.
+
+    Attributes:
+        store: Knows how each scan was brought to the template.
+        in_template: Whether scans were.
+        stretch: By scan, kept: volume in the template over volume in the person's own space.
+    """
+
+    store: ScanStore
+    in_template: bool
+    stretch: dict[str, float] = field(default_factory=dict)
+
+    def maps(self, visit: Visit) -> RegionMaps:
+        """Where regions are on the grid of this scan."""
+        x, y, z = visit.volume.shape
+        affine = tuple(place_grid(visit.record, (x, y, z)).ravel().tolist())
+        # Without places the affine changes nothing, and grids of native scans all differ.
+        return map_regions((x, y, z), affine if self.in_template else (), in_template=self.in_template)
+
+    def __call__(self, volume: np.ndarray, brain: np.ndarray, visit: Visit) -> Mapping[str, float]:
+        """Of a volume in the space of this visit."""
+        affine = np.array(visit.record.affine).reshape(4, 4)
+        voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000 / self._stretch(visit.record.scan_id)
+        return self.maps(visit).measure(volume, brain, voxel_ml=voxel_ml)
+
+    def _stretch(self, scan_id: str) -> float:
+        if scan_id not in self.stretch:
+            found = self.store.read_to_template(scan_id)
+            self.stretch[scan_id] = 1.0 if found is None else abs(float(np.linalg.det(found.affine[:3, :3])))
+        return self.stretch[scan_id]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """One fold, ready to judge.
+
+    Attributes:
+        fold: With scans in place of pairs.
+        model: Its model.
+        read: Reads and encodes scans.
+        tellers: The model first, then the baselines.
+        measure: Of regions.
+        age_reader: None where none could be had.
+        train: Scans of the training people with an age.
+        pairs: Held-out pairs.
+    """
+
+    fold: RunFold
+    model: AgeingModel
+    read: VisitReader
+    tellers: tuple[AgeTeller, ...]
+    measure: RegionMeter
+    age_reader: AgeReader | None
+    train: tuple[ScanRecord, ...]
+    pairs: tuple[VisitPair, ...]
+
+    def judge(self, pair: VisitPair) -> JudgedPair:
+        """Every row on one pair."""
+        previous, target = self.read(pair.previous), self.read(pair.target)
+        rows = self.tell(previous, target)
+        measured = {"previous": self.measure(previous.volume, previous.brain, previous)}
+        measured["target"] = self.measure(target.volume, target.brain, target)
+        changes = {}
+        for name, told in rows.items():
+            # The ceiling is the follow-up itself: its own brain, and its own way to the template.
+            visit = target if name == CEILING else previous
+            start = self.measure(told.start, previous.brain, previous)
+            measured[name] = self.measure(told.volume, visit.brain, visit)
+            changes[name] = {region: value - start[region] for region, value in measured[name].items()}
+        ages, starts = self._read_ages(rows, previous, target)
+        return JudgedPair(
+            fold=self.fold.index,
+            pair=pair,
+            scores={name: judge_row(told, previous, target) for name, told in rows.items()},
+            volumes_ml=measured,
+            changes_ml=changes,
+            predicted_ages_years=ages,
+            predicted_starts_years=starts,
+        )
+
+    def tell(self, previous: Visit, target: Visit) -> dict[str, Told]:
+        """All rows of the table, in its order."""
+        rebuilt = decode_visit(self.model, previous)
+        copied = Told(volume=previous.volume, start=previous.volume, tokens=previous.tokens)
+        ceiling = Told(volume=decode_visit(self.model, target), start=rebuilt, tokens=target.tokens)
+        told = {teller.name: teller.tell(previous, target.age_years) for teller in self.tellers}
+        return {COPY: copied, CEILING: ceiling, **told}
+
+    def sweep(self, record: ScanRecord) -> SweptPerson | None:
+        """One person at rising ages; None where the ages of the training end."""
+        ages = choose_ages(float(record.age_years or 0), self.model.card)
+        if not ages:
+            return None
+        visit = self.read(record)
+        return sweep_person(
+            visit,
+            ages,
+            self.tellers[0],
+            group=VisitPair(previous=record, target=record).group,
+            reconstruction=decode_visit(self.model, visit),
+            measure=self.measure,
+            read_age=None if self.age_reader is None else self.age_reader.read,
+        )
+
+    def _read_ages(
+        self, rows: Mapping[str, Told], previous: Visit, target: Visit
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        if self.age_reader is None:
+            return {}, {}
+        read = self.age_reader.read
+        real = {PREVIOUS: read(previous.volume, previous), TARGET: read(target.volume, target)}
+        told = {name: read(one.volume, target if name == CEILING else previous) for name, one in rows.items()}
+        return real | told, {name: read(one.start, previous) for name, one in rows.items()}
+
+
+def set_up(fold: RunFold, store: ScanStore, records: Mapping[str, ScanRecord], options: AgeingOptions) -> Bench:
+    """Loads the model and fits what stands beside it, on the training people alone.
+
+    Raises:
+        GenerationError: no model that tells brains.
+        EvaluationError: an age model that tells no age, or was trained otherwise.
+        StoreError: training scans that cannot be read.
+    """
+    model = load_ageing_model(str(fold.path), device=options.device)
+    read = VisitReader(store, model.tokenizer, model.grid)
+    train = tuple(records[scan_id] for scan_id in fold.split.train if records[scan_id].age_years is not None)
+    return Bench(
+        fold=fold,
+        model=model,
+        read=read,
+        tellers=(ModelTeller(model), *_fit_baselines(model, read, train, options)),
+        measure=RegionMeter(store=store, in_template=read_model_profile(model.card).name == _IN_TEMPLATE),
+        age_reader=_find_age_reader(model, read, train, options),
+        train=train,
+        pairs=tuple(pair_records([records[scan_id] for scan_id in fold.split.test], backward=options.backward)),
+    )
+
+
+def judge_row(told: Told, previous: Visit, target: Visit) -> dict[str, float]:
+    """How near a row came to the follow-up: the image, and where it has any, its tokens."""
+    scores = compare_volumes(told.volume, target.volume, target.brain)
+    if told.tokens is None:
+        return scores
+    right, changed = told.tokens == target.tokens, previous.tokens != target.tokens
+    of_changed = float(right[changed].float().mean()) if bool(changed.any()) else float("nan")
+    return scores | {"token_accuracy": float(right.float().mean()), "changed_token_accuracy": of_changed}
+
+
+def first_visits(pairs: Iterable[VisitPair]) -> list[ScanRecord]:
+    """The youngest scan of everybody in these pairs, by scans."""
+    youngest: dict[str, ScanRecord] = {}
+    for record in chain.from_iterable((pair.previous, pair.target) for pair in pairs):
+        known = youngest.get(record.subject)
+        if known is None or (record.age_years or 0) < (known.age_years or 0):
+            youngest[record.subject] = record
+    return sorted(youngest.values(), key=lambda one: one.scan_id)
+
+
+def _fit_baselines(
+    model: AgeingModel, read: VisitReader, train: Sequence[ScanRecord], options: AgeingOptions
+) -> list[AgeTeller]:
+    pairs = pair_records(train, backward=False)
+    if not options.baselines or not pairs:
+        return []
+    return [fit_population_change(pairs, read), fit_latent_change(pairs, read, model.tokenizer)]
+
+
+def _find_age_reader(
+    model: AgeingModel, read: VisitReader, train: Sequence[ScanRecord], options: AgeingOptions
+) -> AgeReader | None:
+    if options.age_model is not None:
+        return load_run_age(options.age_model, model.card, device=options.device)
+    return fit_ridge_age([read(record) for record in train], seed=options.seed)

@@ -1,0 +1,91 @@
+"""What an evaluation of brains at other ages shows, in words, and what is to be known before it is believed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from neuroray.platform.evaluate.ageing_evidence import CEILING, MODEL, AgeingEvaluation
+from neuroray.platform.evaluate.brain_regions import VENTRICLES
+from neuroray.platform.evaluate.intervals import Estimate
+
+LEAST_PSNR_DB = 25.0
+"""What a tokenizer should reach in the brain before a transformer is worth its training."""
+_FEW_PEOPLE = 20
+
+
+def tell_ageing_headline(evaluation: AgeingEvaluation) -> str:
+    """The one sentence: nearer to the follow-up than the scan itself, or not."""
+    gain = evaluation.whole.gains[MODEL]["l1_brain"]
+    standing = gain.against(0.0)
+    if standing == "below":
+        return "The model's brains are nearer to the follow-up than the previous scan is"
+    if standing == "above":
+        return "The previous scan itself is nearer to the follow-up than the model's brains"
+    return "The model's brains are no nearer to the follow-up than the previous scan, as far as these people show"
+
+
+def tell_change(evaluation: AgeingEvaluation) -> str:
+    """Whether the main region's change is foreseen."""
+    region, rows = evaluation.main_region, evaluation.regions.get(evaluation.main_region)
+    if not rows:
+        return f"The change of {region} could not be measured"
+    found = rows[MODEL].change["pearson_r"]
+    if found.value != found.value:
+        return f"What is told of {region} never changes"
+    standing = found.against(0.0)
+    if standing == "above":
+        return f"Predicted and true change of {region} go together (r = {found.value:.2f})"
+    return f"Predicted change of {region} does not follow the true one (r = {found.value:.2f})"
+
+
+def tell_sweep(evaluation: AgeingEvaluation) -> str:
+    """How many rise at each step."""
+    share, region = evaluation.sweep.rising_share, evaluation.main_region
+    if share is None:
+        return "Nobody could be told at older ages: all are at the end of the training's"
+    return f"In {share.value:.0%} of people {region} widen{'' if region == VENTRICLES else 's'} at every step of age"
+
+
+def tell_gaps(evaluation: AgeingEvaluation) -> str:
+    """Where the model stands to the copy, by gap."""
+    long = list(evaluation.by_gap.items())[-1]
+    gain = long[1].gains[MODEL]["psnr_brain"]
+    return f"At gaps of {long[0]} the model has {gain.value:+.2f} dB over the copy"
+
+
+def gather_ageing_warnings(
+    evaluation: AgeingEvaluation, card: Mapping[str, Any], trained: Sequence[Sequence[Any]]
+) -> tuple[str, ...]:
+    """Notes of the page.
+
+    Args:
+        evaluation: What was found.
+        card: Of the model.
+        trained: Scans of the training people, by fold.
+    """
+    found = []
+    if evaluation.num_people < _FEW_PEOPLE:
+        found.append(f"Only {evaluation.num_people} people were judged: intervals are wide, or tell nothing.")
+    ceiling = evaluation.whole.metrics[CEILING]["psnr_brain"].value
+    if ceiling < LEAST_PSNR_DB:
+        found.append(
+            f"The tokenizer draws the true follow-up itself with {ceiling:.1f} dB in the brain, less than the "
+            f"{LEAST_PSNR_DB:g} worth a transformer: what it cannot draw, no age shows."
+        )
+    low, high = card["age_range_years"]
+    beyond = sum(not low <= age <= high for one in evaluation.judged for age in one.pair.ages_years)
+    if beyond:
+        found.append(f"{beyond} ages of these pairs lie outside the {low:g} to {high:g} years of the training.")
+    if evaluation.main_region != VENTRICLES:
+        found.append("Scans are not registered to a template: ventricles and cortex are not told from other tissue.")
+    if evaluation.read_age is None:
+        found.append("No age was read off what is told: too few training people for a regression, and no --age-model.")
+    if len(evaluation.row_labels) == 3:
+        found.append("No training person has two visits: there is no mean change to compare with.")
+    return tuple(found)
+
+
+def is_better(found: Estimate, better: str) -> bool:
+    """Whether a difference from the copy is surely on the better side."""
+    return found.against(0.0) == ("below" if better == "lower" else "above")
