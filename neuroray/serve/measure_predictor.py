@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Self
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,10 +13,9 @@ from neuroray.platform.evaluate.window_model import TargetAnswer
 from neuroray.platform.explain.maps import ExplainError
 from neuroray.serve.age_gap import caution_gap, measure_gap
 from neuroray.serve.caution import compare_spacing, find_faults, tell_unused
+from neuroray.serve.encoded_predictor import EncodedPredictor
 from neuroray.serve.maps import NUM_STEPS, AnswerMap, map_measure
-from neuroray.serve.prediction import ModelCard, Prediction, Said
-from neuroray.storage.profiles.profile import NATIVE, Profile
-from neuroray.storage.profiles.steps import prepare
+from neuroray.serve.prediction import Prediction, Said
 from neuroray.storage.scan import Scan
 
 
@@ -34,44 +32,12 @@ class MeasureLook:
     notes: tuple[str, ...]
 
 
-class MeasurePredictor:
+class MeasurePredictor(EncodedPredictor[SliceMeasureModel, MeasureLook]):
     """A loaded model; `predict` may be called any number of times, from one thread at a time.
 
     Attributes:
         card: What is told of the model.
     """
-
-    def __init__(self, card: ModelCard, model: SliceMeasureModel, profile: Profile) -> None:
-        self.card = card
-        self._model = model
-        self._profile = profile
-
-    def predict(self, scan: Scan, *, sex: str | None = None, age_years: float | None = None) -> Prediction:
-        """Answers for one scan, as it was read; the same scan gives the same answer.
-
-        It goes through the profile of the training scans first.
-
-        Args:
-            scan: A volume.
-            sex: `M` or `F`, where it is known. Else the answer is the mean of those for both, and says so.
-            age_years: Of the person, where it is known: what a predicted age is held against. A model of something else
-                does not use it, and says so.
-
-        Raises:
-            ScanError: a time series where a volume is expected, or a scan that the profile cannot prepare.
-            ModelError: a volume in which nothing stands out.
-        """
-        look = self.look(scan)
-        return self.tell(look, self.say(look, sex=sex), sex=sex, age_years=age_years)
-
-    def share_encoder(self, other: Self) -> None:
-        """Lets go of its own encoder for the same one of another model."""
-        self._model.module.encoder = other._model.module.encoder
-
-    @property
-    def sees_as(self) -> str:
-        """Models that see alike share their looks, and the encoder's work."""
-        return str(self._model.card.get("feature_fingerprint", id(self)))
 
     def look(self, scan: Scan) -> MeasureLook:
         """Prepares and encodes a scan.
@@ -81,8 +47,7 @@ class MeasurePredictor:
             ModelError: as `predict`.
         """
         faults = find_faults(scan, self.card.modality)
-        if self._profile.name != NATIVE:
-            scan = prepare(scan, self._profile).scan
+        scan = self._prepare(scan)
         notes = (*faults, *compare_spacing(scan, self.card.spacing_mm))
         return MeasureLook(features=self._model.encode(scan), notes=notes)
 
@@ -129,8 +94,7 @@ class MeasurePredictor:
                 given=", ".join(self.card.classes),
                 expected="two classes, or a measure",
             )
-        if self._profile.name != NATIVE:
-            scan = prepare(scan, self._profile).scan
+        scan = self._prepare(scan)
         found = map_measure(self._model, scan)
         if not self.card.classes:
             return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
@@ -12,10 +11,9 @@ from neuroray.platform.evaluate.slice_model import SliceModel, SliceView
 from neuroray.platform.evaluate.window_model import TargetAnswer
 from neuroray.platform.models.layers.slices import slice_positions_mm
 from neuroray.serve.caution import compare_spacing, find_faults, tell_unused
+from neuroray.serve.encoded_predictor import EncodedPredictor
 from neuroray.serve.maps import NUM_STEPS, AnswerMap, map_slices
 from neuroray.serve.prediction import ModelCard, Prediction, Said, SliceWeight
-from neuroray.storage.profiles.profile import NATIVE, Profile
-from neuroray.storage.profiles.steps import prepare
 from neuroray.storage.scan import Scan, ScanError
 
 
@@ -34,43 +32,12 @@ class SliceLook:
     notes: tuple[str, ...]
 
 
-class SlicePredictor:
+class SlicePredictor(EncodedPredictor[SliceModel, SliceLook]):
     """A loaded model of slices; `predict` may be called any number of times, from one thread at a time.
 
     Attributes:
         card: What is told of the model.
     """
-
-    def __init__(self, card: ModelCard, model: SliceModel, profile: Profile) -> None:
-        self.card = card
-        self._model = model
-        self._profile = profile
-
-    def predict(self, scan: Scan, *, sex: str | None = None, age_years: float | None = None) -> Prediction:
-        """Answers for one scan, as it was read; the same scan gives the same answer.
-
-        It goes through the profile of the training scans first.
-
-        Args:
-            scan: A volume.
-            sex: Not used, which is said where it is given.
-            age_years: Not used, as above.
-
-        Raises:
-            ScanError: a time series where a volume is expected, or a scan that the profile cannot prepare.
-            ModelError: a volume whose shape the model cannot take.
-        """
-        look = self.look(scan)
-        return self.tell(look, self.say(look, sex=sex), sex=sex, age_years=age_years)
-
-    def share_encoder(self, other: Self) -> None:
-        """Lets go of its own encoder for the same one of another model."""
-        self._model.module.encoder = other._model.module.encoder
-
-    @property
-    def sees_as(self) -> str:
-        """Models that see alike share their looks, and the encoder's work."""
-        return str(self._model.card.get("feature_fingerprint", id(self)))
 
     def look(self, scan: Scan) -> SliceLook:
         """Prepares and encodes a scan.
@@ -81,8 +48,7 @@ class SlicePredictor:
         """
         _require_volume(scan, self.card)
         faults = find_faults(scan, self.card.modality)
-        if self._profile.name != NATIVE:
-            scan = prepare(scan, self._profile).scan
+        scan = self._prepare(scan)
         with torch.inference_mode():
             view = self._model.encode(scan)
         notes = (*faults, *compare_spacing(scan, self.card.spacing_mm), *_tell_missing(view))
@@ -119,8 +85,7 @@ class SlicePredictor:
             ScanError: as `predict`.
         """
         _require_volume(scan, self.card)
-        if self._profile.name != NATIVE:
-            scan = prepare(scan, self._profile).scan
+        scan = self._prepare(scan)
         return map_slices(self._model, scan)
 
     def _weigh_slices(self, scan: Scan, view: SliceView, weights: np.ndarray) -> tuple[SliceWeight, ...]:

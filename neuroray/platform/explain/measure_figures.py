@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from neuroray.platform.evaluate.intervals import Estimate
 from neuroray.platform.evaluate.style import INK, MUTED, SERIES, styled
+from neuroray.platform.explain.densities import draw_densities
 from neuroray.platform.explain.groups import GroupMap
 from neuroray.platform.explain.measure_maps import SIGNED, MeasureExplanation, name_quantity
 from neuroray.platform.explain.overlay import VoxelMap, draw_map
@@ -76,14 +77,7 @@ def draw_parts(
     """Mean density of tissues and of networks over a group, with intervals."""
     figure = Figure(figsize=(7.2, 3.6))
     for axes, parts, name in zip(figure.subplots(1, 2), (tissues, networks), ("Tissues", "Networks"), strict=True):
-        for place, found in enumerate(parts.values()):
-            density = found["density"]
-            axes.plot([density.low, density.high], [place, place], color=SERIES[0], lw=1.4)
-            axes.scatter(density.value, place, s=24, color=SERIES[0], zorder=3)
-        axes.axvline(1, color=MUTED, lw=0.8, ls=(0, (4, 3)))
-        axes.set(yticks=range(len(parts)), xlabel="Importance over size", ylim=(len(parts) - 0.4, -0.6))
-        axes.set_yticklabels(list(parts))
-        axes.set_title(f"{name}, {num_people} people", pad=10)
+        draw_densities(axes, parts, f"{name}, {num_people} people")
     return figure
 
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from neuroray.platform.evaluate.intervals import Estimate
 from neuroray.platform.evaluate.style import INK, MUTED, SERIES, styled
+from neuroray.platform.explain.densities import draw_densities
 from neuroray.platform.explain.runs import RunExplanation, Share
 
 _MOST_NETWORKS = 14
@@ -39,13 +40,5 @@ def draw_run(explanation: RunExplanation, shares: Sequence[Share], repetition_ti
 def draw_group(networks: Mapping[str, Mapping[str, Estimate]], num_people: int) -> Figure:
     """Mean density of each network over a group, with its interval."""
     figure = Figure(figsize=(4.8, 3.6))
-    axes = figure.subplots()
-    for place, (_, found) in enumerate(networks.items()):
-        density = found["density"]
-        axes.plot([density.low, density.high], [place, place], color=SERIES[0], lw=1.4)
-        axes.scatter(density.value, place, s=24, color=SERIES[0], zorder=3)
-    axes.axvline(1, color=MUTED, lw=0.8, ls=(0, (4, 3)))
-    axes.set(yticks=range(len(networks)), xlabel="Importance over size", ylim=(len(networks) - 0.4, -0.6))
-    axes.set_yticklabels(list(networks))
-    axes.set_title(f"Networks of {num_people} people, 95 % intervals", pad=10)
+    draw_densities(figure.subplots(), networks, f"Networks of {num_people} people, 95 % intervals")
     return figure
