@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32
 from neuroray.platform.baselines.errors import BaselineError
 from neuroray.platform.evaluate.ageing_rows import Told
 from neuroray.platform.evaluate.visits import Visit, VisitPair
-from neuroray.platform.models.neuroar.vqvae import VQVAE, fold
+from neuroray.platform.models.neuroar.vqvae import VQVAE
 
 Read = Callable[..., Visit]
 
@@ -69,7 +69,7 @@ class LatentChange:
 
     def tell(self, visit: Visit, age_years: float) -> Told:
         """The person's latent moved on, and decoded."""
-        latent = encode_latent(self.tokenizer, visit)
+        latent = find_latent(self.tokenizer, visit)
         moved = latent + (age_years - visit.age_years) * self.rate
         return Told(volume=self._decode(moved), start=self._decode(latent))
 
@@ -105,7 +105,7 @@ def fit_latent_change(pairs: Iterable[VisitPair], read: Read, tokenizer: VQVAE) 
     _require(pairs)
     total, weight = None, 0.0
     for pair in pairs:
-        change = encode_latent(tokenizer, read(pair.target)) - encode_latent(tokenizer, read(pair.previous))
+        change = find_latent(tokenizer, read(pair.target)) - find_latent(tokenizer, read(pair.previous))
         part = pair.gap_years * change
         total = part if total is None else total + part
         weight += pair.gap_years**2
@@ -113,11 +113,10 @@ def fit_latent_change(pairs: Iterable[VisitPair], read: Read, tokenizer: VQVAE) 
     return LatentChange(tokenizer=tokenizer, rate=total / weight)
 
 
-@torch.no_grad()
-def encode_latent(tokenizer: VQVAE, visit: Visit) -> Float[torch.Tensor, "1 channel x y z"]:
+def find_latent(tokenizer: VQVAE, visit: Visit) -> Float[torch.Tensor, "1 channel x y z"]:
     """What the quantiser is given."""
     volume = torch.from_numpy(visit.volume)[None].to(next(tokenizer.parameters()).device)
-    return tokenizer.encoder(fold(volume, tokenizer.config.fold)).float()
+    return tokenizer.encode_latent(volume)
 
 
 def _regressors(ages_years: tuple[float, float], mean_age_years: float) -> tuple[float, float]:

@@ -137,6 +137,15 @@ class VQVAE(nn.Module):
         return torch.cat([self.decode_latent(one[None]) for one in latent])
 
     @torch.no_grad()
+    def encode_latent(self, volume: Volume) -> Map:
+        """What the quantiser is given, in float32.
+
+        Raises:
+            ModelError: a size that cannot be halved so often.
+        """
+        return self._encode(volume).float()
+
+    @torch.no_grad()
     def decode_latent(self, latent: Map) -> Volume:
         """Volumes of quantised latents (or of means of some), clamped to [-1, 1]."""
         return self._decode(latent).clamp(-1, 1)
