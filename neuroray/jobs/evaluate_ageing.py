@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Any
 from neuroray.jobs.logs import progress
 from neuroray.platform.evaluate.ageing_bench import AgeingOptions
 from neuroray.platform.evaluate.ageing_evidence import MODEL, PAIR_METRICS, AgeingEvaluation
+from neuroray.platform.evaluate.ageing_findings import tell_change, tell_sweep
 from neuroray.platform.evaluate.ageing_protocol import evaluate_ageing
-from neuroray.platform.evaluate.ageing_report import write_ageing_report
+from neuroray.platform.evaluate.ageing_report import describe_ageing, write_ageing_report
+from neuroray.platform.evaluate.image_quality import IMAGE_METRICS
 from neuroray.platform.evaluate.intervals import Estimate
 from neuroray.platform.evaluate.metrics import EvaluationError
+from neuroray.platform.evaluate.tokenizer_protocol import evaluate_tokenizer
+from neuroray.platform.evaluate.tokenizer_report import describe_tokenizer, write_tokenizer_report
 
 if TYPE_CHECKING:
     from neuroray.jobs.evaluate import Args
 
-TRANSFORMER = "neuroar"
+TRANSFORMER, TOKENIZER = "neuroar", "neuroar_vqvae"
 _TOLD = ("psnr_brain", "ssim_brain", "l1_brain", "changed_token_accuracy")
 
 
@@ -27,19 +31,53 @@ def find_ageing_kind(run: Path) -> str | None:
         card = folder / "model" / "config.json"
         if card.is_file():
             name = json.loads(card.read_text()).get("model_name")
-            return name if name in (TRANSFORMER,) else None
+            return name if name in (TRANSFORMER, TOKENIZER) else None
     return None
 
 
 def evaluate_ageing_run(args: Args, out: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Judges a transformer and writes its report.
+    """Judges a transformer, or a tokenizer, and writes its report.
 
     Raises:
-        EvaluationError: options that such a run has not, besides what `evaluate_ageing` raises.
+        EvaluationError: options that such a run has not, besides what judging raises.
     """
     if args.external or args.target is not None:
         given = "--external" if args.external else f"--target {args.target}"
         raise EvaluationError("a run that tells brains has no target, and is judged on its own split", given=given)
+    if find_ageing_kind(Path(args.run)) == TOKENIZER:
+        return _judge_tokenizer(args, out, facts)
+    return _judge_transformer(args, out, facts)
+
+
+def _judge_tokenizer(args: Args, out: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    found = evaluate_tokenizer(
+        Path(args.run),
+        store=args.store,
+        seed=args.seed,
+        num_resamples=args.num_resamples,
+        device=args.device,
+        with_picture=not args.skip_example,
+        facts=facts,
+        track=lambda names: progress(names, label="evaluate"),
+    )
+    paths = write_tokenizer_report(found, out)
+    described = describe_tokenizer(found)
+    lines = [f"{len(found.judged)} scans of {found.num_people} held-out people"]
+    for name, metric in IMAGE_METRICS.items():
+        one = found.metrics[name]
+        lines.append(f"  {metric.label:<22}{one.value:.4g} {metric.unit}  ({one.low:.4g} to {one.high:.4g})")
+    for side, usage in found.usage.items():
+        scales = ", ".join(f"{one.perplexity:.0f} of {one.most}" for one in usage.scales)
+        lines.append(f"  {side}: {usage.used:.0%} of {usage.num_codes} codes in use; perplexity by scale: {scales}")
+    lines += [f"  note: {warning}" for warning in found.warnings]
+    return {
+        **{name: described[name] for name in ("num_people", "num_scans", "metrics", "usage", "warnings")},
+        **{name.replace(".", "_"): str(path) for name, path in paths.items()},
+        "text": "\n".join([*lines, f"written to {paths['report.html']}"]),
+    }
+
+
+def _judge_transformer(args: Args, out: Path, facts: dict[str, Any]) -> dict[str, Any]:
     found = evaluate_ageing(
         Path(args.run),
         store=args.store,
@@ -56,11 +94,11 @@ def evaluate_ageing_run(args: Args, out: Path, facts: dict[str, Any]) -> dict[st
         track=lambda names: progress(names, label="evaluate"),
     )
     paths = write_ageing_report(found, out)
+    described = describe_ageing(found)
     answer = {
         "num_people": found.num_people,
         "num_pairs": len(found.judged),
-        "whole": found.whole.to_json(),
-        "by_gap": {name: part.to_json() for name, part in found.by_gap.items()},
+        **{name: described[name] for name in ("whole", "by_gap", "regions", "sweep", "read_age", "downstream")},
         "warnings": list(found.warnings),
         **{name.replace(".", "_"): str(path) for name, path in paths.items()},
     }
@@ -69,12 +107,13 @@ def evaluate_ageing_run(args: Args, out: Path, facts: dict[str, Any]) -> dict[st
 
 def _tell(found: AgeingEvaluation, paths: dict[str, Path]) -> str:
     lines = [f"{len(found.judged)} pairs of visits of {found.num_people} held-out people"]
-    lines.append("  " + " " * 52 + "".join(f"{PAIR_METRICS[name].label:>24}" for name in _TOLD))
+    lines.append("  " + " " * 84 + "".join(f"{PAIR_METRICS[name].label:>24}" for name in _TOLD))
     for row, label in found.row_labels.items():
         values = "".join(f"{_tell_value(found.whole.metrics[row][name]):>24}" for name in _TOLD)
-        lines.append(f"  {label:<52}{values}")
+        lines.append(f"  {label:<84}{values}")
     gain = found.whole.gains[MODEL]["l1_brain"]
     lines.append(f"  L1 in the brain, model less copy: {gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})")
+    lines += [f"  {tell_change(found)}", f"  {tell_sweep(found)}"]
     lines += [f"  note: {warning}" for warning in found.warnings]
     return "\n".join([*lines, f"written to {paths['report.html']}"])
 

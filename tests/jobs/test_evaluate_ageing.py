@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 import torch
 from contracts.ageing_run import train_ageing_run
 
-from neuroray.jobs import evaluate, generate
+from neuroray.jobs import evaluate, export, generate
 from neuroray.platform.data.brain_volumes import BrainVolumeReader, fit_grid, restore_grid
 from neuroray.platform.data.plan import ReadItem
+from neuroray.platform.data.tokens import load_tokenizer
 from neuroray.platform.evaluate.ageing_rows import ModelTeller
 from neuroray.platform.evaluate.image_quality import compare_volumes
 from neuroray.platform.evaluate.metrics import EvaluationError
@@ -28,7 +30,7 @@ from neuroray.storage.store import ScanStore
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_ageing_run(tmp_path_factory.mktemp("trained"), num_people=8)
+    return train_ageing_run(tmp_path_factory.mktemp("trained"), num_people=12)
 
 
 def ask(trained: Path, out: Path, **changes: Any) -> dict[str, Any]:
@@ -132,6 +134,87 @@ def test_backward_gives_the_older_scan(trained: Path, asked: tuple[Path, dict[st
     forward, backward = read_rows(asked[0] / "pairs.csv"), read_rows(tmp_path / "pairs.csv")
     assert {(row["target"], row["previous"]) for row in forward} == {(r["previous"], r["target"]) for r in backward}
     assert json.loads((tmp_path / "report.json").read_text())["direction"] == "backward"
+
+
+def test_the_page_tells_every_row_and_nobodys_name(trained: Path, asked: tuple[Path, dict[str, Any]]) -> None:
+    out, answer = asked
+    page, report = (out / "report.html").read_text(), json.loads((out / "report.json").read_text())
+    assert "sub-" not in page
+    assert "http" not in re.sub(r"http://www.w3.org|base64,[\w+/=]*", "", page)
+    for label in report["rows"].values():
+        assert label.replace("'", "&#39;") in page
+    assert page.count("<img") == 2  # the longest gap, and the median error
+    assert list(report["rows"]) == ["copy", "ceiling", "model", "population", "latent"]
+    assert f"{report['whole']['metrics']['model']['psnr_brain']['value']:.2f}" in page
+    assert answer["regions"]["main"] == "fluid"  # these brains are in no template's space
+    assert "not registered" in page
+    # The hole in these brains grows by age, and is all their fluid.
+    rows = read_rows(out / "pairs.csv")
+    assert all(float(row["target_fluid_ml"]) > float(row["previous_fluid_ml"]) for row in rows)
+    assert all(row["copy_fluid_change_ml"] == "0" for row in rows)
+    changed = {name: float(rows[0][f"model_{name}_ml"]) for name in ("fluid", "grey", "white")}
+    assert sum(changed.values()) == pytest.approx(sum(float(rows[0][f"copy_{one}_ml"]) for one in changed), rel=1e-5)
+
+
+def test_twice_is_the_same_page_but_for_its_name(
+    trained: Path, asked: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    ask(trained, tmp_path)
+    for name in ("pairs.csv", "report.html"):
+        assert (tmp_path / name).read_bytes() == (asked[0] / name).read_bytes()
+
+
+def test_learning_from_generated_brains_is_compared_on_real_ones(trained: Path, tmp_path: Path) -> None:
+    found = ask(trained, tmp_path, downstream=True, skip_example=True)["downstream"]
+    splits = json.loads((trained / "run" / "splits.json").read_text())
+    scans = {scan_id for name in splits["train"] for scan_id in name.split(" ")}
+    assert found["num_real"] == len(scans)
+    assert 0 < found["num_generated"] <= 2 * len(scans)
+    assert found["num_judged"] == 2 * len(find_pairs(trained))
+    assert {row: sorted(told) for row, told in found["metrics"].items()} == {
+        "real": ["mae", "r2"],
+        "real_and_generated": ["mae", "r2"],
+    }
+    assert "<img" not in (tmp_path / "report.html").read_text()
+
+
+def test_a_tokenizer_is_judged_by_itself(trained: Path, tmp_path: Path) -> None:
+    answer = evaluate.run(evaluate.Args(run=str(trained / "tokenizer"), out=str(tmp_path / "out"), num_resamples=200))
+    store, tokenizer = ScanStore(trained / "store"), load_tokenizer(str(trained / "tokenizer"))
+    read = BrainVolumeReader(store.uri, store.version, tokenizer.grid)
+    rows = read_rows(tmp_path / "out" / "scans.csv")
+    splits = json.loads((trained / "tokenizer" / "splits.json").read_text())
+    assert [row["scan_id"] for row in rows] == sorted(splits["test"])
+    row = read(ReadItem(scan_id=rows[0]["scan_id"]))
+    volume = torch.from_numpy(np.array(row["volume"]))[None]
+    made = tokenizer.model.decode(tokenizer.model.encode(volume), tokenizer.grid)[0].numpy()
+    for name, value in compare_volumes(made, row["volume"], row["brain"]).items():
+        assert float(rows[0][name]) == pytest.approx(value, rel=1e-7)
+    tokens = torch.cat(
+        [
+            tokenizer.model.encode(torch.from_numpy(np.array(read(ReadItem(scan_id=name))["volume"]))[None])
+            for name in splits["train"]
+        ]
+    )
+    usage = answer["usage"]["train"]
+    assert usage["used"] == pytest.approx(len(tokens.unique()) / 24)
+    assert [scale["most"] for scale in usage["scales"]] == [24, 24, 24]
+    share = torch.bincount(tokens[:, :8].flatten()).double() / tokens[:, :8].numel()
+    entropy = -(share[share > 0] * share[share > 0].log()).sum()
+    assert usage["scales"][0]["perplexity"] == pytest.approx(float(entropy.exp()))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "sub-" not in page
+    assert page.count("<img") == 1
+    assert any("25" in warning for warning in answer["warnings"])
+
+
+def test_the_model_card_takes_the_evaluation(trained: Path, asked: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    report = str(asked[0] / "report.json")
+    export.run(export.Args(run=str(trained / "run"), out=str(tmp_path / "out"), report=report, licence="CC0-1.0"))
+    card = next((tmp_path / "out").glob("*.md")).read_text()
+    told = json.loads(Path(report).read_text())["whole"]["metrics"]
+    for row in ("copy", "ceiling", "model"):
+        assert f"{told[row]['psnr_brain']['value']:.2f} dB" in card
 
 
 def test_a_target_and_another_cohort_are_refused(trained: Path, tmp_path: Path) -> None:

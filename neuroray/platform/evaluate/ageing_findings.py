@@ -66,7 +66,8 @@ def gather_ageing_warnings(
     """
     found = []
     if evaluation.num_people < _FEW_PEOPLE:
-        found.append(f"Only {evaluation.num_people} people were judged: intervals are wide, or tell nothing.")
+        people = "person was" if evaluation.num_people == 1 else "people were"
+        found.append(f"Only {evaluation.num_people} {people} judged: intervals are wide, or tell nothing.")
     ceiling = evaluation.whole.metrics[CEILING]["psnr_brain"].value
     if ceiling < LEAST_PSNR_DB:
         found.append(

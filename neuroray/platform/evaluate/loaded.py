@@ -38,7 +38,7 @@ _WITHOUT_ANSWERS: Final = {
     ),
     "neuroar_vqvae": (
         "a tokenizer has no answers of its own",
-        "train the second stage: neuroray train neuroar/transformer:base --encoder RUN",
+        "judge it: neuroray evaluate RUN; train the second stage: neuroray train neuroar/transformer:base",
     ),
     "neuroar": (
         "NeuroAR tells scans, not answers",

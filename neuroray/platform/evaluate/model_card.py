@@ -32,7 +32,7 @@ def render_model_card(config: dict[str, Any], report: dict[str, Any] | None, *, 
         slices=config["model"].get("slices", {}),
         encoder=config["model"].get("encoder", {}),
         report=report,
-        rows=_metric_rows(report) if report and config["model_name"] != "neuroar" else [],
+        rows=_metric_rows(report) if report else [],
         licence=licence,
         version=config["weights"]["sha256"][:12],
     )
@@ -48,6 +48,8 @@ def _choose_template(config: dict[str, Any]) -> str:
 
 
 def _metric_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    if "whole" in report:
+        return _pair_rows(report)
     table = metric_table(len(report["classes"])) if report["classes"] else REGRESSION_METRICS
     rows = []
     for name, found in report["metrics"].items():
@@ -56,4 +58,15 @@ def _metric_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         else:
             interval = "" if found["low"] is None else f"{found['low']:.2f} to {found['high']:.2f}"
             rows.append((table[name].label, f"{found['value']:.2f}", interval))
+    return rows
+
+
+def _pair_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Of brains at other ages: the rows of the table, in the brain."""
+    rows = []
+    for row, label in report["rows"].items():
+        psnr, ssim = (report["whole"]["metrics"][row][name] for name in ("psnr_brain", "ssim_brain"))
+        interval = f"{psnr['low']:.2f} to {psnr['high']:.2f} dB"
+        told = f"{psnr['value']:.2f} dB" + ("" if ssim["value"] is None else f", SSIM {ssim['value']:.3f}")
+        rows.append((label, told, interval))
     return rows
