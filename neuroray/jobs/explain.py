@@ -22,6 +22,7 @@ from neuroray.platform.explain.figures import draw_checks, draw_profile
 from neuroray.platform.explain.integrated import Reference
 from neuroray.platform.explain.maps import Explanation
 from neuroray.platform.explain.overlay import BACKDROP, draw_overlay
+from neuroray.platform.generate.ageing_model import is_ageing_model
 from neuroray.storage.nifti import write_map
 from neuroray.storage.profiles import lay_back
 from neuroray.storage.profiles.agreement import read_model_profile
@@ -81,6 +82,15 @@ class Args:
     group: int = 0
     """Models of runs or of a measure: explain so many of the run's test people and average, in place of one scan."""
 
+    age_years: float | None = None
+    """Of a model that tells brains at other ages (neuroar): the person's, when the scan was made."""
+
+    ages: tuple[float, ...] = ()
+    """Of the same: over which the change per year is told; four or more let the order of ages be checked."""
+
+    allow_outside: bool = False
+    """Of the same: also ages that the training has not seen."""
+
     out: str | None = None
     """Where map.nii.gz, the pictures, explain.json and run.json go; RUN/explain when not given.
 
@@ -105,7 +115,12 @@ def run(args: Args) -> dict[str, Any]:
     out = Path(args.out) if args.out else Path(args.run) / "explain"
     with record_run(out, job="explain", args=args, seed=args.seed) as record:
         _check_named(args)
-        model = load_model(_find_model(Path(args.run)), device=args.device)
+        folder = _find_model(Path(args.run))
+        if _is_ageing(folder):
+            from neuroray.jobs.explain_ages import explain_ages
+
+            return explain_ages(args, folder, out, record) | {"out": str(out)}
+        model = load_model(folder, device=args.device)
         if isinstance(model, WindowModel):
             described = _explain_windows(args, model, out)
         elif isinstance(model, SliceMeasureModel):
@@ -177,6 +192,11 @@ def _find_model(folder: Path) -> Path:
         if candidate.is_dir():
             return candidate
     return folder
+
+
+def _is_ageing(folder: Path) -> bool:
+    config = folder / "config.json"
+    return config.is_file() and is_ageing_model(json.loads(config.read_text()))
 
 
 def _write_pictures(out: Path, scan: Scan, found: Explanation) -> None:

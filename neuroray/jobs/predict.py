@@ -14,6 +14,7 @@ import tyro
 from neuroray.errors import NeurorayError
 from neuroray.jobs.cli import UsageError
 from neuroray.jobs.logs import progress
+from neuroray.jobs.predict_ages import add_ages, check_ages_wanted, tell_age_row, write_age_table, write_strip
 from neuroray.jobs.prediction_page import PAGE, render_prediction_page
 from neuroray.jobs.run_record import record_run
 from neuroray.serve.maps import NUM_STEPS, AnswerMap
@@ -21,7 +22,7 @@ from neuroray.serve.prediction import ModelCard, TargetCard
 from neuroray.serve.predictor import Predictor, load_predictor
 from neuroray.serve.question import Question, ask_predictor
 from neuroray.storage.nifti import read_scan, write_map
-from neuroray.storage.participants import ParticipantTable, read_participants
+from neuroray.storage.participants import Participant, ParticipantTable, read_participants
 from neuroray.storage.scan_names import name_stem, subject_of
 
 # Columns of a measure beside its value.
@@ -50,6 +51,17 @@ class Args:
     """A table (such as participants.tsv) that tells sex and age of the people, found by the files' names or ids;
     in place of --sex and --age-years, which hold for all files."""
 
+    ages: tuple[float, ...] = ()
+    """Of a model that tells brains at other ages (neuroar): these ages, in years. Needs the present age."""
+
+    in_years: tuple[float, ...] = ()
+    """Of the same: so many years after each scan, in place of --ages. Without either, the column target_ages_years of
+    the table of people says them."""
+
+    allow_outside: bool = False
+    """Of the same: ages, or a diagnosis in the table, that the training has not seen are told all the same, with a
+    warning."""
+
     out: str = "runs/predict"
     """Where predictions.json, predictions.csv and run.json go."""
 
@@ -75,8 +87,9 @@ def run(args: Args) -> dict[str, Any]:
     asked = [_ask_of(path, question, people) for path in args.scans]
     with record_run(out, job="predict", args=args) as record:
         predictor = load_predictor(args.model, device=args.device)
+        check_ages_wanted(args, predictor.card)
         files = progress(list(zip(args.scans, asked, strict=True)), label="predict")
-        rows = [_answer_file(predictor, path, number, args, one) for number, (path, one) in enumerate(files, start=1)]
+        rows = [_answer_file(predictor, path, number, args, *one) for number, (path, one) in enumerate(files, start=1)]
         refused = [row for row in rows if row["refusal"] is not None]
         answer = {"model": predictor.card.to_json(), "predictions": rows, "num_refused": len(refused)}
         (out / "predictions.json").write_text(json.dumps(answer, indent=2) + "\n")
@@ -94,28 +107,34 @@ def _read_people(args: Args) -> ParticipantTable | None:
     return read_participants(args.people)
 
 
-def _ask_of(path: str, question: Question, people: ParticipantTable | None) -> Question:
-    """The question with what the table tells of the person in this file."""
+def _ask_of(path: str, question: Question, people: ParticipantTable | None) -> tuple[Question, Participant | None]:
+    """The question with what the table tells of the person in this file, and all that it tells."""
     if people is None:
-        return question
+        return question, None
     stem = name_stem(Path(path).name)
     known = people.files.get(stem) or people.find(subject_of(stem), _session_of(stem))
     if known is None:
         raise UsageError(f"the table of people does not know who is in {path}", fix="add a row, or leave --people out")
-    return dataclasses.replace(question, sex=known.sex, age_years=known.age_years)
+    return dataclasses.replace(question, sex=known.sex, age_years=known.age_years), known
 
 
 def _session_of(stem: str) -> str | None:
     return next((part.removeprefix("ses-") for part in stem.split("_") if part.startswith("ses-")), None)
 
 
-def _answer_file(predictor: Predictor, path: str, number: int, args: Args, question: Question) -> dict[str, Any]:
+def _answer_file(
+    predictor: Predictor, path: str, number: int, args: Args, question: Question, known: Participant | None
+) -> dict[str, Any]:
     try:
+        if predictor.card.ageing is not None:
+            question = add_ages(question, args, known)
         reply = ask_predictor(predictor, read_scan(path), question)
         explained = {} if reply.map is None else _write_map(reply.map, args, number)
     except NeurorayError as error:
         return {"scan": path, "refusal": error.to_json() | {"text": str(error)}}
     kept = {name: value for name, value in reply.prediction.to_json().items() if name != "model"}
+    if reply.ageing is not None:
+        kept |= {"ageing": reply.ageing.to_json()} | write_strip(reply.ageing, args, number)
     return {"scan": path, "refusal": None} | kept | explained
 
 
@@ -131,6 +150,9 @@ def _write_map(found: AnswerMap, args: Args, number: int) -> dict[str, Any]:
 
 def _write_table(path: Path, rows: list[dict[str, Any]], card: ModelCard) -> None:
     """One line per file: what is said of each target, preprocessing, warnings, and the reason where it was refused."""
+    if card.ageing is not None:
+        write_age_table(path, rows)
+        return
     with path.open("w", newline="") as file:
         table = csv.writer(file)
         said = [name for number, target in enumerate(card.targets) for name in _columns(target, is_main=number == 0)]
@@ -182,6 +204,8 @@ def _tell(rows: list[dict[str, Any]], out: Path) -> str:
 
 def _tell_answered(row: dict[str, Any]) -> list[str]:
     """The answer, then its gap and its map, where there are any."""
+    if "ageing" in row:
+        return tell_age_row(row)
     gap = [_tell_gap(row["gap"])] if row["gap"] else []
     drawn = [_tell_map(row["explanation"])] if "explanation" in row else []
     return [", ".join(map(_tell_target, row["targets"])), *gap, *drawn]

@@ -29,7 +29,7 @@ def render_prediction_page(
     page = {
         "headline": _tell_headline(len(rows), refused),
         "card": card,
-        "targets": ", ".join(_name_target(target) for target in card["targets"]),
+        "targets": ", ".join(_name_target(target) for target in card["targets"]) or "the same brain at other ages",
         "answers": [_describe(row, tell) for row in rows[:_MOST_FILES]],
         "num_left_out": max(0, len(rows) - _MOST_FILES),
         "footer": f"Made by neuroray {neuroray.__version__} on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. "
@@ -47,7 +47,7 @@ def _describe(row: dict[str, Any], tell: Callable[[dict[str, Any]], list[str]]) 
     files = row.get("explanation", {}).get("files", {})
     if files:  # the page lies beside the folder of maps
         facts = [fact.replace(files["map"], f"maps/{Path(files['map']).name}") for fact in facts]
-    drawn = files.get("picture")
+    drawn = files.get("picture") or row.get("strip")
     return {
         "file": name,
         "refusal": None,

@@ -7,8 +7,10 @@ from typing import Final
 
 from neuroray.platform.generate.ageing_model import AgeingModel
 from neuroray.platform.generate.ages import GenerationError, check_ages, compare_ages, compare_diagnosis
+from neuroray.platform.generate.change_map import map_change
 from neuroray.platform.generate.generated import ScanInTokens, check_sampling, read_tokens_of
-from neuroray.platform.generate.sweep import AgesAsked, AgeSweep, sweep_ages
+from neuroray.platform.generate.sweep import AgesAsked, AgeSweep, add_present, sweep_ages
+from neuroray.platform.generate.sweep_pictures import draw_change
 from neuroray.platform.models.neuroar.generate import require_guidance
 from neuroray.serve.caution import compare_spacing, find_faults, tell_unused
 from neuroray.serve.maps import NUM_STEPS, AnswerMap
@@ -82,6 +84,16 @@ class AgeingPredictor:
         """The brain at each age; the scan is prepared and encoded once for all of them. See `tell_ages`."""
         return tell_ages(self._model, self._profile, scan, asked)
 
+    def map_change(self, sweep: AgeSweep) -> AnswerMap:
+        """The change per year over the present age and those told; see `map_change`.
+
+        Raises:
+            GenerationError: no other age than the present one.
+        """
+        found = map_change(add_present(self._model, sweep))
+        png = draw_change(sweep, found.values)
+        return AnswerMap(values=found.values, grid=sweep.given.own_grid, png=png, facts=found.to_json())
+
     def tell(self, sweep: AgeSweep, *, sex: str | None = None) -> Prediction:
         """Who answered, and with what warnings."""
         return Prediction(
@@ -93,16 +105,12 @@ class AgeingPredictor:
         )
 
     def explain(self, scan: Scan, *, num_steps: int = NUM_STEPS) -> AnswerMap:
-        """There is no map without other ages, and with them the differences are it.
+        """There is no map without other ages: see `map_change`.
 
         Raises:
             GenerationError: always.
         """
-        raise GenerationError(
-            "the maps of a model that tells brains at other ages are its differences",
-            given="a map without ages",
-            fix="ask for ages with their files",
-        )
+        raise GenerationError("a change per year needs other ages", given="none", fix="--ages 65 70 75 80")
 
 
 def _find_doubts(scan: Scan, given: ScanInTokens) -> tuple[str, ...]:

@@ -153,7 +153,12 @@ def ask_predictor(predictor: Predictor, scan: Scan, question: Question) -> Reply
     """
     if isinstance(predictor, AgeingPredictor):
         sweep = predictor.tell_ages(scan, question.asked())
-        return Reply(prediction=predictor.tell(sweep, sex=question.sex), ageing=sweep, files=question.files)
+        return Reply(
+            prediction=predictor.tell(sweep, sex=question.sex),
+            map=predictor.map_change(sweep) if question.explain else None,
+            ageing=sweep,
+            files=question.files,
+        )
     idle = question.names_ageing()
     if idle:
         raise QuestionError(

@@ -15,7 +15,8 @@ from contracts.ageing_run import ages_of, train_ageing_run, write_ball
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from neuroray.jobs import generate
+from neuroray.jobs import generate, predict
+from neuroray.jobs.cli import UsageError
 from neuroray.serve.config import ServeConfig
 from neuroray.serve.packed_map import PackedReply, pack_reply
 from neuroray.serve.predictor import Predictor, load_predictor, read_model_card
@@ -164,6 +165,11 @@ def test_other_models_refuse_ages_rather_than_ignore_them(model_folder: Path, ba
     other = load_predictor(str(model_folder))
     with pytest.raises(QuestionError, match=r"tells nothing of other ages; given ages"):
         ask_predictor(other, read_scan(ball), Question(age_years=60.0, ages=(70.0,)))
+
+
+def test_predict_refuses_ages_of_other_models(model_folder: Path, ball: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"tells nothing of other ages; given dinoatten3d"):
+        predict.run(predict.Args(model=str(model_folder), scans=(str(ball),), out=str(tmp_path), in_years=(5.0,)))
 
 
 def test_the_card_is_known_without_the_weights(folder: Path, predictor: Predictor) -> None:

@@ -86,12 +86,14 @@ class BrainAtAge:
     Attributes:
         age_years: The age.
         values: On the file's grid, in the scan's units; of several samples their mean.
+        volume: The same on the model's grid, in [-1, 1].
         spread: Standard deviation over samples; None for one.
         changed_fraction: Tokens that differ from the scan's; of several samples the mean.
     """
 
     age_years: float
     values: Volume
+    volume: Volume
     spread: Volume | None
     changed_fraction: float
 
@@ -162,6 +164,7 @@ def generate_at_age(
     return BrainAtAge(
         age_years=ages_years[1],
         values=given.restore(told.volume),
+        volume=told.volume,
         spread=None if told.spread is None else given.restore_spread(told.spread),
         changed_fraction=float((told.tokens != given.tokens).float().mean()),
     )

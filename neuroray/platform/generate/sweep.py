@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -20,6 +21,7 @@ from neuroray.platform.generate.generated import (
     measure_reconstruction,
     reconstruct,
 )
+from neuroray.platform.generate.sweep_regions import SweepRegions, measure_regions
 from neuroray.platform.models.neuroar.generate import SamplingConfig
 
 # What training asks of a tokenizer unless told otherwise (--min-psnr-db).
@@ -62,6 +64,7 @@ class AgeSweep:
             others.
         reconstruction: What the tokenizer makes of it, there too.
         psnr_db: Of the reconstruction, over the brain.
+        regions: Volumes of tissues and places.
         made: An entry for each age, in the order asked.
         warnings: Why all this may deserve less trust.
     """
@@ -72,6 +75,7 @@ class AgeSweep:
     prepared: Volume
     reconstruction: Volume
     psnr_db: float
+    regions: SweepRegions
     made: tuple[BrainAtAge, ...]
     warnings: tuple[str, ...] = ()
 
@@ -92,6 +96,7 @@ class AgeSweep:
                 "psnr_db": self.psnr_db,
                 "mean_absolute_error": mean_absolute(self.reconstruction - self.prepared, self.brain),
             },
+            "regions": self.regions.to_json(),
         }
 
     def _describe(self, one: BrainAtAge) -> dict[str, Any]:
@@ -99,6 +104,7 @@ class AgeSweep:
             "age_years": one.age_years,
             "mean_absolute_difference": mean_absolute(self.change_to(one), self.brain),
             "changed_token_fraction": one.changed_fraction,
+            **self.regions.describe_age(one.age_years),
         }
 
 
@@ -142,8 +148,26 @@ def sweep_ages(
         prepared=_lay_prepared(given),
         reconstruction=given.restore(plain),
         psnr_db=psnr_db,
+        regions=measure_regions(given, plain, made),
         made=tuple(made),
         warnings=(*warnings, *_judge_reconstruction(psnr_db)),
+    )
+
+
+def add_present(model: AgeingModel, sweep: AgeSweep) -> AgeSweep:
+    """The same with the brain at the present age as the model tells it, where it was not asked for."""
+    asked = sweep.asked
+    if asked.age_years in asked.target_ages_years:
+        return sweep
+    now = dataclasses.replace(asked, target_ages_years=(asked.age_years,))
+    first = sweep_ages(model, sweep.given, now)
+    regions = dataclasses.replace(sweep.regions, ages={**first.regions.ages, **sweep.regions.ages})
+    ages = (asked.age_years, *asked.target_ages_years)
+    return dataclasses.replace(
+        sweep,
+        asked=dataclasses.replace(asked, target_ages_years=ages),
+        made=(*first.made, *sweep.made),
+        regions=regions,
     )
 
 

@@ -73,8 +73,19 @@ def draw_ages(sweep: AgeSweep) -> list[bytes]:
     return [to_dark_png(_draw_age(sweep.given.own_grid, row, shown, place)) for row in rows]
 
 
+def draw_change(sweep: AgeSweep, values: Float[np.ndarray, "x y z"]) -> bytes:
+    """A PNG of a map over the reconstruction: three planes of either."""
+    shown = find_shown_of(sweep)
+    row = PictureRow(label="the scan, as the tokenizer draws it", values=sweep.reconstruction, change=values)
+    told = "change per year over the ages told"
+    figure = _draw_age(sweep.given.own_grid, row, shown, _choose_place(sweep, [row], shown), told)
+    return to_dark_png(figure)
+
+
 @styled
-def _draw_age(scan: Scan, row: PictureRow, shown: Shown, place: _Place) -> Figure:
+def _draw_age(
+    scan: Scan, row: PictureRow, shown: Shown, place: _Place, what: str = "change against the reconstruction"
+) -> Figure:
     x, y, z = (len(range(*one.indices(n))) for one, n in zip(place.crop, shown.shape, strict=True))
     wide, deep, high = (n * zoom for n, zoom in zip((x, y, z), scan.zooms_mm, strict=True))
     scale = _PANEL_IN / max(wide, deep, high)
@@ -94,7 +105,7 @@ def _draw_age(scan: Scan, row: PictureRow, shown: Shown, place: _Place) -> Figur
             panel.imshow(image, cmap=cmap, vmin=limits[0], vmax=limits[1], origin="lower", aspect="auto")
             left += width + _GAP_IN
     write_text(figure, 0.06, total[1] - _TOP_IN / 2, row.label.replace("\n", ", "), size=9)
-    told = f"change against the reconstruction, blue {-place.largest:.3g} to red {place.largest:.3g}; left is left"
+    told = f"{what}, blue {-place.largest:.3g} to red {place.largest:.3g}; left is left"
     write_text(figure, 0.06, _BOTTOM_IN / 2, told if shown.any() else "Not shown: a face could not be kept out", size=7)
     return figure
 
