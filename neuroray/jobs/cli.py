@@ -36,6 +36,7 @@ JOBS = {
     "explain": "show what a prediction rests on, in scan space",
     "predict": "answer for scan files",
     "generate": "show the same brain at other ages",
+    "check-ageing": "three experiments that a model of brains at other ages must pass",
     "export": "write a model folder to hand on",
     "export-nifti": "write a store's scans back as the files they came from",
     "serve": "answer over HTTP with Ray Serve",
