@@ -168,9 +168,10 @@ def _explain_measure(args: Args, model: SliceMeasureModel, out: Path) -> dict[st
     from neuroray.jobs.explain_measure_group import explain_group
     from neuroray.jobs.explain_measures import explain_one
 
-    told = model.targets[0].name
-    if args.target not in (None, told):
-        raise UsageError("the model tells another number, and no classes", given=args.target, expected=told)
+    model = model.aim(args.target)
+    if args.group and "likeliest" in model.explained:
+        expected = ", ".join(model.targets[0].classes)
+        raise UsageError("a group's map is of one class", given="no --target", expected=f"--target, one of {expected}")
     described = explain_group(args, model, out) if args.group else explain_one(args, model, out)
     return {"model": _describe_model(model), **described}
 

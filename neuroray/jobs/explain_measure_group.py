@@ -72,7 +72,7 @@ def explain_group(args: Args, model: SliceMeasureModel, out: Path) -> dict[str, 
     target = model.targets[0]
     described = {
         "method": method,
-        "target": target.name,
+        "target": model.explained,
         "unit": target.unit,
         "num_people": group.num_people,
         "num_families": len({member.group for member in gathered.members}),
@@ -84,7 +84,7 @@ def explain_group(args: Args, model: SliceMeasureModel, out: Path) -> dict[str, 
     parts = {kind: average_parts(gathered.members, kind, seed=args.seed) for kind in PART_KINDS}
     described |= {kind: _describe(parts[kind]) for kind in PART_KINDS}
     anatomy = dataclasses.replace(gathered.grid, voxels=gathered.anatomy.result().values)
-    drawn = draw_group_map(anatomy, group, target=target.name, unit=target.unit, method=method)
+    drawn = draw_group_map(anatomy, group, target=model.explained, unit=target.unit, method=method)
     (out / "group_overlay.png").write_bytes(to_png(drawn, background=BACKDROP))
     (out / "group_parts.png").write_bytes(to_png(draw_parts(parts["tissues"], parts["networks"], group.num_people)))
     if len(described["decades"]) > 1:

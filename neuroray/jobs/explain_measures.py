@@ -36,6 +36,8 @@ def explain_one(args: Args, model: SliceMeasureModel, out: Path) -> dict[str, An
     given = find_scan(args.scan, args.store, args.subject, model.card)
     sex, explain_scan = args.sex or given.sex, make_explain(args, model)
 
+    model = model.settle(given.scan, sex)  # scrambled weights are asked about the same class
+
     def explain(module: Any) -> MeasureExplanation:
         return explain_scan(dataclasses.replace(model, module=module), given.scan, sex)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from neuroray.platform.evaluate.slice_measure import SliceMeasureModel
 from neuroray.platform.evaluate.window_model import TargetAnswer
-from neuroray.platform.explain.maps import ExplainError
 from neuroray.serve.age_gap import caution_gap, measure_gap
 from neuroray.serve.caution import compare_spacing, find_faults, tell_unused
 from neuroray.serve.encoded_predictor import EncodedPredictor
@@ -84,22 +82,12 @@ class MeasurePredictor(EncodedPredictor[SliceMeasureModel, MeasureLook]):
 
         Raises:
             ScanError: as `predict`.
-            ExplainError: an encoder without tokens, or more than two classes, of which there are no maps yet.
+            ExplainError: an encoder without tokens.
             ModelError: a volume in which nothing stands out.
         """
         del num_steps
-        if len(self.card.classes) > 2:
-            raise ExplainError(
-                "there are no maps of a model of several classes yet",
-                given=", ".join(self.card.classes),
-                expected="two classes, or a measure",
-            )
         scan = self._prepare(scan)
-        found = map_measure(self._model, scan)
-        if not self.card.classes:
-            return found
-        target = f"log-odds of {self.card.classes[-1]} in {self.card.target}"
-        return dataclasses.replace(found, facts={**found.facts, "target": target})
+        return map_measure(self._model.settle(scan, None), scan)
 
     def _compare_range(self, answer: TargetAnswer) -> list[str]:
         """Whether the answer lies among those of the people it was trained on."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import torch
@@ -69,6 +70,32 @@ class SliceMeasureModel:
         """Where the weights are."""
         return next(self.module.parameters()).device
 
+    @property
+    def explained(self) -> str:
+        """What a map of it is a map of, in words."""
+        return self.targets[0].name
+
+    def aim(self, at: str | None) -> Self:
+        """To explain this; None: what it tells.
+
+        Raises:
+            EvaluationError: it tells no such thing.
+        """
+        told = self.targets[0].name
+        if at not in (None, told):
+            raise EvaluationError("the model tells another number, and no classes", given=at, expected=told)
+        return self
+
+    def settle(self, scan: Scan, sex: str | None) -> Self:
+        """To explain what it says of this scan, whatever happens to its weights."""
+        del scan, sex
+        return self
+
+    def pick_explained(self, outputs: Float[Tensor, " output"]) -> Float[Tensor, ""]:
+        """The number that a map explains, of the head's outputs for one person: the mean, or the median."""
+        # Quantiles of their own may cross: the answer is the median of them in rising order.
+        return outputs.sort().values[self.quantiles.index(0.5)] if self.quantiles else outputs[0]
+
     @torch.no_grad()
     def probe(self) -> dict[str, Tensor]:
         """What it answers on a volume made up here, the same everywhere."""
@@ -105,22 +132,48 @@ class SliceMeasureModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SliceClassModel(SliceMeasureModel):
-    """The same with classes in place of a number."""
+    """The same with classes in place of a number.
+
+    Attributes:
+        of_class: The class to explain; None: the last of two, the likeliest of more.
+    """
+
+    of_class: str | None = None
 
     @property
-    def quantiles(self) -> tuple[float, ...]:
-        """None where two classes share one output, whose map is one of log-odds.
+    def explained(self) -> str:
+        """The logarithm of a class's odds."""
+        target = self.targets[0]
+        of = self.of_class or (target.classes[-1] if len(target.classes) == 2 else "the likeliest class")
+        return f"log-odds of {of} in {target.name}"
+
+    def aim(self, at: str | None) -> Self:
+        """To explain this class.
 
         Raises:
-            EvaluationError: several classes, whose first output says nothing by itself.
+            EvaluationError: there is none.
         """
-        if self.targets[0].num_outputs > 1:
-            raise EvaluationError(
-                "there are no maps of a model of several classes yet",
-                given=", ".join(self.targets[0].classes),
-                expected="two classes, or a measure",
-            )
-        return ()
+        target = self.targets[0]
+        if at in (None, target.name):
+            return self
+        if at not in target.classes:
+            raise EvaluationError("the model knows no such class", given=at, expected=", ".join(target.classes))
+        return dataclasses.replace(self, of_class=at)
+
+    def settle(self, scan: Scan, sex: str | None) -> Self:
+        """To explain the class that it says of this scan; of two the last, whichever is said."""
+        if self.of_class is not None or len(self.targets[0].classes) == 2:
+            return self
+        return dataclasses.replace(self, of_class=self.answer(self.encode(scan), sex).label)
+
+    def pick_explained(self, outputs: Float[Tensor, " output"]) -> Float[Tensor, ""]:
+        """The logarithm of the class's odds against all others."""
+        classes = self.targets[0].classes
+        if len(outputs) == 1:
+            return -outputs[0] if self.of_class == classes[0] else outputs[0]
+        number = int(outputs.argmax()) if self.of_class is None else classes.index(self.of_class)
+        others = torch.cat([outputs[:number], outputs[number + 1 :]])
+        return outputs[number] - others.logsumexp(0)
 
     @torch.no_grad()
     def answer(self, features: Float[Tensor, "slice channel"], sex: str | None) -> TargetAnswer:

@@ -130,7 +130,7 @@ def explain_measure(
     facts |= {"mirror": _tell_mirror(model, method)}
     return MeasureExplanation(
         method=method,
-        target=target.name,
+        target=model.explained,
         unit=target.unit,
         answer=answer,
         quantity=name_quantity(method, target.unit),

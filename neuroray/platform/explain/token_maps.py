@@ -148,8 +148,7 @@ def differentiate_answer(
     moving = features.detach().clone().requires_grad_(True)
     with torch.enable_grad():
         outputs = model.module.head(moving[None], known).outputs[0]
-        # Quantiles of their own may cross: the answer is the median of them in rising order.
-        answer = outputs.sort().values[model.quantiles.index(0.5)] if model.quantiles else outputs[0]
+        answer = model.pick_explained(outputs)
         (gradient,) = torch.autograd.grad(answer, moving)
     if not torch.isfinite(gradient).all():
         raise ExplainError("the gradient of the answer is no number everywhere", given=f"answer {answer.item():g}")

@@ -15,8 +15,10 @@ from fastapi.testclient import TestClient
 
 from neuroray.jobs import evaluate, export, predict
 from neuroray.platform.data.splits import SplitConfig
+from neuroray.platform.data.targets import Target
 from neuroray.platform.evaluate.loaded import load_measure_model
-from neuroray.platform.explain.maps import ExplainError
+from neuroray.platform.evaluate.metrics import EvaluationError
+from neuroray.platform.evaluate.slice_measure import SliceClassModel
 from neuroray.platform.train.loop import fit
 from neuroray.platform.train.recipe import LoopConfig, OptimConfig, RecipeError
 from neuroray.platform.train.slice_features import feature_fingerprint
@@ -153,8 +155,26 @@ def test_three_classes_take_three_logits_weighed(tmp_path: Path) -> None:
     assert answer["metrics"]["balanced_accuracy"]["value"] > 0.6  # chance is 1/3
     prediction = load_predictor(str(tmp_path / "run")).predict(store.read("sub-003_T1w"), sex="F")
     assert sum(prediction.probabilities.values()) == pytest.approx(1.0)
-    with pytest.raises(ExplainError, match="no maps of a model of several classes"):
-        load_predictor(str(tmp_path / "run")).explain(store.read("sub-003_T1w"))
+    found = load_predictor(str(tmp_path / "run")).explain(store.read("sub-003_T1w"))
+    assert found.facts["target"] == f"log-odds of {prediction.label} in diagnosis"
+
+
+def test_a_map_of_several_classes_is_one_of_the_log_odds_of_one(tmp_path: Path) -> None:
+    classes = ("AD", "CN", "MCI")
+    card = {"targets": [Target(name="diagnosis", kind="class", classes=classes).to_json()]}
+    model = SliceClassModel(module=None, card=card, provenance={})
+    outputs = torch.tensor([0.3, 1.7, -0.4], dtype=torch.float64)
+    probabilities = outputs.softmax(0)
+    for number, name in enumerate(classes):
+        odds = probabilities[number] / (1 - probabilities[number])
+        assert model.aim(name).pick_explained(outputs).item() == pytest.approx(float(odds.log()), rel=1e-12)
+        assert model.aim(name).explained == f"log-odds of {name} in diagnosis"
+    assert model.pick_explained(outputs) == model.aim("CN").pick_explained(outputs)  # the likeliest
+    with pytest.raises(EvaluationError, match="no such class"):
+        model.aim("PD")
+    card = {"targets": [Target(name="dx", kind="class", classes=("AD", "CN")).to_json()]}
+    two = SliceClassModel(module=None, card=card, provenance={})
+    assert two.pick_explained(outputs[:1]) == outputs[0] == -two.aim("AD").pick_explained(outputs[:1])
 
 
 def test_files_and_http_are_answered_with_probabilities(run: Path, store: ScanStore, tmp_path: Path) -> None:
