@@ -23,7 +23,7 @@ from neuroray.platform.explain.maps import ExplainError
 from neuroray.platform.generate.ages import GenerationError
 from neuroray.platform.models.errors import ModelError
 from neuroray.serve.config import ServeConfig, ServeError
-from neuroray.serve.docs_page import render_docs
+from neuroray.serve.docs_page import render_ageing, render_docs
 from neuroray.serve.maps import NUM_STEPS
 from neuroray.serve.packed_map import PackedReply
 from neuroray.serve.prediction import ModelCard
@@ -158,20 +158,30 @@ def build_api(config: ServeConfig, *, cards: dict[str, ModelCard], ask: Ask) -> 
     )
     for kind in (NeurorayError, HTTPException, Exception):
         app.add_exception_handler(kind, _answer_error)
-    _add_open_routes(app, list(cards))
+    _add_open_routes(app, cards)
     _add_model_routes(app, config, cards, ask)
     return app
 
 
-def _add_open_routes(app: FastAPI, names: list[str]) -> None:
+def _add_open_routes(app: FastAPI, cards: dict[str, ModelCard]) -> None:
+    names = list(cards)
+    ageing = {name: card for name, card in cards.items() if card.ageing is not None}
+
     @app.get("/healthz", summary="Whether requests are taken")
     async def healthz() -> HealthAnswer:
         return HealthAnswer(models=names)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
-        page, policy = render_docs(app.openapi(), names, FILE_FIELD)
+        page, policy = render_docs(app.openapi(), names, FILE_FIELD, has_ageing=bool(ageing))
         return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+
+    if ageing:
+
+        @app.get("/ageing", include_in_schema=False)
+        async def slide() -> HTMLResponse:
+            page, policy = render_ageing(app.openapi(), ageing, FILE_FIELD)
+            return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
 
 def _add_model_routes(app: FastAPI, config: ServeConfig, cards: dict[str, ModelCard], ask: Ask) -> None:
