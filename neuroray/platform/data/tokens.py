@@ -183,6 +183,17 @@ def read_tokens(cache: FeatureStore, scan_id: str, *, num_tokens: int, num_codes
     return values.astype(np.int64)
 
 
+def check_tokens(cache: FeatureStore, scan_ids: Iterable[str], num_tokens: int, num_codes: int) -> None:
+    """Reads all of them once, a few kB each: what is damaged is told before hours of training, and not within them.
+
+    Raises:
+        StoreError: tokens that are damaged.
+        TokenError: tokens that are none of this tokenizer.
+    """
+    for scan_id in sorted(scan_ids):
+        read_tokens(cache, scan_id, num_tokens=num_tokens, num_codes=num_codes)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPair:
     """Two visits of one person.

@@ -16,7 +16,14 @@ from torch.nn import functional
 
 from neuroray.config import Config, without_effect
 from neuroray.platform.data.splits import Split, SplitConfig, split_subjects
-from neuroray.platform.data.tokens import Tokenizer, TokenPair, TokenPairReader, load_tokenizer, open_tokens
+from neuroray.platform.data.tokens import (
+    Tokenizer,
+    TokenPair,
+    TokenPairReader,
+    check_tokens,
+    load_tokenizer,
+    open_tokens,
+)
 from neuroray.platform.models.neuroar import NeuroARConfig
 from neuroray.platform.models.neuroar.generate import generate_tokens
 from neuroray.platform.models.neuroar.quantiser import MultiScaleQuantiser
@@ -113,6 +120,8 @@ class NeuroARTask:
         Raises:
             RecipeError: no tokenizer, or a bad one; nobody with two visits; tokens that are not there; people who judge
                 and have trained the tokenizer.
+            TokenError: tokens that are none of this tokenizer's.
+            StoreError: tokens that are damaged.
             ProfileError: scans that were not all prepared alike, or otherwise than the tokenizer's.
             SplitError: too few people.
         """
@@ -128,6 +137,8 @@ class NeuroARTask:
         pairs = pair_sides(records, split, recipe.direction, with_same=recipe.with_same)
         cache = open_tokens(store, tokenizer)
         _require_tokens(store, cache.missing(sorted(scans_of([*pairs["train"], *pairs["val"]]))), recipe)
+        model = recipe.model
+        check_tokens(cache, scans_of([*pairs["train"], *pairs["val"]]), model.num_tokens, model.quantiser.num_codes)
         named = {pair.name: pair for side in pairs.values() for pair in side}
         ages = [age for pair in pairs["train"] for age in pair.ages_years]
         gaps = [pair.gap_years for pair in pairs["train"]]
