@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import nibabel
 import numpy as np
 import pytest
@@ -17,12 +18,13 @@ from PIL import Image
 
 from neuroray.jobs import generate, predict
 from neuroray.jobs.cli import UsageError
+from neuroray.jobs.serve import start_server
 from neuroray.serve.config import ServeConfig
 from neuroray.serve.packed_map import PackedReply, pack_reply
 from neuroray.serve.predictor import Predictor, load_predictor, read_model_card
 from neuroray.serve.question import Question, QuestionError, ask_predictor
 from neuroray.serve.routes import build_api
-from neuroray.storage.nifti import read_scan
+from neuroray.storage.nifti import read_scan, write_map
 from neuroray.storage.scan import Scan
 
 
@@ -178,3 +180,35 @@ def test_the_card_is_known_without_the_weights(folder: Path, predictor: Predicto
     assert card.ageing is not None
     assert card.ageing.age_range_years == ages_of(folder / "run")
     assert card.targets == ()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_real_service_tells_what_the_predictor_tells(
+    ray_session: Any, folder: Path, ball: Path, predictor: Predictor, tmp_path: Path
+) -> None:
+    low, high = ages_of(folder / "run")
+    config = ServeConfig(models={"neuroar": str(folder / "run")}, num_ingress_cpus=0.5, num_cpus=0.5)
+    fields = {"age_years": str(low), "ages": str(high)}
+    with (
+        start_server(config) as server,
+        # Not by a proxy that the environment may name.
+        httpx.Client(base_url=server.url, timeout=120, trust_env=False) as remote,
+    ):
+        files = {"file": ("scan.nii.gz", ball.read_bytes())}
+        told = remote.post("/v1/models/neuroar/predict", files=files, data=fields)
+        refused = remote.post("/v1/models/neuroar/predict", files=files, data={**fields, "age_years": "9"})
+        page = remote.get("/ageing")
+    assert told.status_code == 200, told.text
+    (one,) = told.json()["ageing"]["ages"]
+    expected = ask_predictor(predictor, read_scan(ball), Question(age_years=low, ages=(high,))).ageing
+    assert expected is not None
+    # Another process with another number of threads may sum in another order; greedy codes are the same all the same,
+    # and voxels of hundreds agree to float32.
+    assert one["facts"]["changed_token_fraction"] == expected.made[0].changed_fraction
+    write_map(expected.made[0].values, expected.given.own_grid, tmp_path / "expected.nii.gz")
+    ours, theirs = decode(one["volume"], tmp_path), nibabel.nifti1.load(tmp_path / "expected.nii.gz")
+    np.testing.assert_allclose(np.asarray(ours.dataobj), np.asarray(theirs.dataobj), atol=1e-2)
+    assert refused.status_code == 422
+    assert refused.json()["error"] == "UnseenError"
+    assert page.status_code == 200
