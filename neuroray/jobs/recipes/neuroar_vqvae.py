@@ -53,3 +53,25 @@ def paper() -> NeuroARVQVAERecipe:
         optim=OptimConfig(name="adamw", lr=1e-4, weight_decay=0.0, warmup_steps=500, clip_norm=1.0),
         loop=LoopConfig(batch_size=8, num_epochs=200, precision="bf16", select_by="val_psnr"),
     )
+
+
+def codes_512() -> NeuroARVQVAERecipe:
+    """Ablation of `base`: 512 codes in place of 2,048; the second stage takes them from its `--encoder`."""
+    return _with_codes(512)
+
+
+def codes_1024() -> NeuroARVQVAERecipe:
+    """Ablation of `base`: 1,024 codes."""
+    return _with_codes(1024)
+
+
+def codes_4096() -> NeuroARVQVAERecipe:
+    """Ablation of `base`: 4,096 codes, as VAR has."""
+    return _with_codes(4096)
+
+
+def _with_codes(number: int) -> NeuroARVQVAERecipe:
+    model = base().model
+    quantiser = dataclasses.replace(model.quantiser, num_codes=number)
+    model = dataclasses.replace(model, quantiser=quantiser)
+    return dataclasses.replace(base(), name=f"neuroar/vqvae:codes_{number}", model=model)

@@ -133,6 +133,18 @@ def test_the_same_seed_is_the_same_run(store: ScanStore, tokenizer: str, tmp_pat
     assert one == other
 
 
+@pytest.mark.parametrize("changes", [{"order": "token"}, {"adaln": "none"}, {"previous": "none"}])
+def test_ablations_train_and_generate(
+    store: ScanStore, tokenizer: str, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    model = dataclasses.replace(tiny(None).model, **changes)
+    loop = LoopConfig(batch_size=5, num_epochs=2, select_by="val_loss")
+    fit(tiny(tokenizer, model=model, loop=loop), store=store.uri, out=str(tmp_path))
+    first, last = read_log(tmp_path, "val")
+    assert last["loss"] < first["loss"]
+    assert last["error_to_copy"] > 0  # of what was generated, in the order that the model has
+
+
 @pytest.mark.slow
 def test_two_ranks_train_the_transformer_that_one_process_does(
     store: ScanStore, tokenizer: str, tmp_path: Path

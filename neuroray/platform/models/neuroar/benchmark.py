@@ -13,7 +13,7 @@ import torch
 
 from neuroray.platform.models.neuroar.generate import generate_tokens
 from neuroray.platform.models.neuroar.quantiser import MultiScaleQuantiser
-from neuroray.platform.models.neuroar.transformer import NeuroARTransformer, describe_previous
+from neuroray.platform.models.neuroar.transformer import NeuroARTransformer, describe_before, describe_previous
 from neuroray.platform.models.neuroar.transformer_config import NeuroARConfig
 
 if TYPE_CHECKING:
@@ -71,12 +71,13 @@ def generate_by_whole_passes(
     previous_tokens: Int[Tensor, "previous token"],
     ages_years: Float[Tensor, "batch 2"],
 ) -> Int[Tensor, "batch token"]:
-    """Greedy generation without anything kept: a pass over all tokens for every scale."""
+    """Greedy generation without anything kept: a pass over all tokens for every scale, or for every token."""
     config = model.config
     shown = describe_previous(quantiser, previous_tokens, config.latent_shape)
     tokens = torch.zeros(len(ages_years), config.num_tokens, dtype=torch.int64, device=ages_years.device)
-    for start, end in pairwise(config.ends):
-        logits = model(quantiser.teacher_inputs(tokens, config.latent_shape), ages_years, shown).logits
+    for start, end in pairwise(config.ends if config.order == "scale" else range(config.num_tokens + 1)):
+        inputs, before = quantiser.teacher_inputs(tokens, config.latent_shape), describe_before(quantiser, tokens)
+        logits = model(inputs, ages_years, shown, before=before).logits
         tokens[:, start:end] = logits[:, start:end].argmax(-1)
     return tokens
 

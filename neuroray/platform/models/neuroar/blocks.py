@@ -31,13 +31,15 @@ class Memory(NamedTuple):
 class ScaleAttention(nn.Module):
     """Each scale looks at itself and at all before it, and at what is remembered.
 
-    One call per scale on keys that grow, and no mask: the hidden half is not computed, and fast kernels apply.
+    One call per scale on keys that grow, and no mask: the hidden half is not computed, and fast kernels apply. Where
+    tokens are told one by one, each looks at itself and at all before it, by the kernels' own causal mask.
     """
 
     def __init__(self, config: NeuroARConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.normalise = config.normalise_keys
+        self.by_token = config.order == "token"
         self.project_in = nn.Linear(config.width, 3 * config.width, bias=False)
         # A bias of keys would shift all scores of a query alike: it changes nothing, so there is none.
         self.query_bias = nn.Parameter(torch.zeros(config.width))
@@ -66,11 +68,19 @@ class ScaleAttention(nn.Module):
         if memory is not None:
             offset = memory.keys.shape[2]
             key, value = torch.cat([memory.keys, key], 2), torch.cat([memory.values, value], 2)
+        # Of tokens one by one: all at once with nothing remembered (training), or a single one that sees everything.
+        causal = self.by_token and query.shape[2] > 1
+        assert not causal or offset == 0
+        spans = [(0, query.shape[2])] if causal else list(pairwise(ends))
         seen = [
             functional.scaled_dot_product_attention(
-                query[:, :, start:end], key[:, :, : offset + end], value[:, :, : offset + end], scale=strength
+                query[:, :, start:end],
+                key[:, :, : offset + end],
+                value[:, :, : offset + end],
+                is_causal=causal,
+                scale=strength,
             )
-            for start, end in pairwise(ends)
+            for start, end in spans
         ]
         return self.project_out(torch.cat(seen, 2).transpose(1, 2).flatten(2)), Memory(key, value)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -112,11 +114,13 @@ def generate_tokens(
     found: list[Tensor] = []
     for index in range(len(scales)):
         inputs = None if total is None else shrink(total, scales[index]).flatten(2).transpose(1, 2)
-        told = [model.tell_scale(index, inputs, branch) for _, branch in branches]
-        branches = [(weight, after) for (weight, _), (_, after) in zip(branches, told, strict=True)]
         ramp = index / max(1, len(scales) - 1) if sampling.guidance_ramp else 1.0
-        logits = _guide([(weight, one) for (weight, _), (one, _) in zip(branches, told, strict=True)], ramp)
-        found.append(choose_codes(logits, sampling, generator))
+        choose = partial(_choose_guided, sampling=sampling, ramp=ramp, generator=generator)
+        if config.order == "token":
+            codes, branches = _tell_one_by_one(model, quantiser, index, inputs, branches, found, choose)
+        else:
+            codes, branches = choose([(w, *model.tell_scale(index, inputs, branch)) for w, branch in branches])
+        found.append(codes)
         part = quantiser.add_scale(found[-1], index, scales)
         total = part if total is None else total + part
     return torch.cat(found, 1)
@@ -162,6 +166,41 @@ def _prepare_branches(
     if sampling.previous_guidance != 1:
         branches.append((1.0, model.prepare(ages_years, previous, hide_ages=everyone, hide_previous=hidden)))
     return branches
+
+
+def _choose_guided(
+    told: list[tuple[float, Tensor, Conditions]],
+    *,
+    sampling: SamplingConfig,
+    ramp: float,
+    generator: torch.Generator | None,
+) -> tuple[Int[Tensor, "batch token"], list[tuple[float, Conditions]]]:
+    """Codes by what all branches tell, and the branches as they have left them."""
+    logits = _guide([(weight, one) for weight, one, _ in told], ramp)
+    return choose_codes(logits, sampling, generator), [(weight, after) for weight, _, after in told]
+
+
+def _tell_one_by_one(
+    model: NeuroARTransformer,
+    quantiser: MultiScaleQuantiser,
+    scale_index: int,
+    inputs: Tensor | None,
+    branches: list[tuple[float, Conditions]],
+    found: list[Tensor],
+    choose: Callable[..., tuple[Tensor, list[tuple[float, Conditions]]]],
+) -> tuple[Int[Tensor, "batch token"], list[tuple[float, Conditions]]]:
+    """One scale of a model that tells token by token: a pass for each."""
+    start, end = model.config.ends[scale_index : scale_index + 2]
+    last = found[-1][:, -1:] if found else None
+    codes = []
+    for place in range(start, end):
+        rows = len(branches[0][1].ages)
+        zeros = quantiser.codebook.codes.new_zeros(rows, 1, quantiser.config.code_dim)
+        before = zeros if last is None else quantiser.codebook.read(last)
+        given = None if inputs is None else inputs[:, place - start : place - start + 1]
+        last, branches = choose([(w, *model.tell_token(place, given, before, branch)) for w, branch in branches])
+        codes.append(last)
+    return torch.cat(codes, 1), branches
 
 
 def _guide(told: list[tuple[float, Tensor]], ramp: float) -> Tensor:

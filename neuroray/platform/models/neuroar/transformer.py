@@ -59,6 +59,8 @@ class NeuroARTransformer(nn.Module):
         width, code_dim = config.width, config.quantiser.code_dim
         self.ages = AgeEmbedding(config)
         self.embed_target = nn.Linear(code_dim, width)
+        # No bias: before the first token there is nothing, which adds nothing.
+        self.embed_before = nn.Linear(code_dim, width, bias=False) if config.order == "token" else None
         # The sum of all scales of the previous scan, shrunk to each, and its own codes there.
         self.embed_previous = nn.Linear(2 * code_dim, width) if config.previous != "none" else None
         self.hidden_previous = nn.Parameter(torch.zeros(width)) if config.previous != "none" else None
@@ -78,6 +80,7 @@ class NeuroARTransformer(nn.Module):
         ages_years: Float[Tensor, "batch 2"],
         previous: Float[Tensor, "batch token previous_channel"] | None = None,
         *,
+        before: Float[Tensor, "batch token code_channel"] | None = None,
         hide_ages: Rows | None = None,
         hide_previous: Rows | None = None,
     ) -> NeuroAROutput:
@@ -87,6 +90,7 @@ class NeuroARTransformer(nn.Module):
             target: What scales but the first are told from (`MultiScaleQuantiser.teacher_inputs`).
             ages_years: Of the previous scan and of the target.
             previous: `describe_previous` of the previous scan's tokens; None only for a model that sees none.
+            before: `describe_before` of the target's tokens, for a model that tells them one by one.
             hide_ages: Rows whose ages are not told; in training more are drawn.
             hide_previous: Rows whose previous scan is not shown; in training more are drawn.
 
@@ -102,6 +106,7 @@ class NeuroARTransformer(nn.Module):
             raise ModelError("inputs do not fit the scales", given=tuple(target.shape), expected=expected)
         conditions = self.prepare(ages_years, previous, hide_ages=hide_ages, hide_previous=hide_previous)
         tokens = torch.cat([self._embed_start(conditions), self.embed_target(target.to(self.start.dtype))], 1)
+        tokens = self._add_before(tokens, before)
         tokens = self._place(tokens, 0, config.num_tokens, conditions)
         for block, memory in zip(self.blocks, conditions.memories, strict=True):
             tokens, _ = block(tokens, conditions.condition, conditions.ages, config.ends, memory)
@@ -148,14 +153,30 @@ class NeuroARTransformer(nn.Module):
             target: What it is told from; None for the first.
             conditions: As the scale before has left them.
         """
-        start, end = self.config.ends[scale_index : scale_index + 2]
+        start = self.config.ends[scale_index]
         given = self._embed_start(conditions) if target is None else self.embed_target(target.to(self.start.dtype))
-        tokens = self._place(given, start, end, conditions)
-        memories: list[Memory | None] = []
-        for block, before in zip(self.blocks, conditions.memories, strict=True):
-            tokens, memory = block(tokens, conditions.condition, conditions.ages, (0, end - start), before)
-            memories.append(memory)
-        return self._judge(tokens, conditions), conditions._replace(memories=memories)
+        return self._tell(given, start, conditions)
+
+    def tell_token(
+        self,
+        place: int,
+        target: Float[Tensor, "batch 1 code_channel"] | None,
+        before: Float[Tensor, "batch 1 code_channel"],
+        conditions: Conditions,
+    ) -> tuple[Float[Tensor, "batch 1 code"], Conditions]:
+        """As `tell_scale`, of one token of a model that tells them one by one; tokens in order.
+
+        Args:
+            place: From 0, over all scales.
+            target: What it is told from; None in the first scale.
+            before: The code of the token before it; zeros for the first.
+            conditions: As the token before has left them.
+        """
+        if target is None:
+            given = self._embed_start(conditions)[:, place : place + 1]
+        else:
+            given = self.embed_target(target.to(self.start.dtype))
+        return self._tell(self._add_before(given, before), place, conditions)
 
     def names_without_decay(self) -> set[str]:
         """Parameters of two axes or more that weight decay leaves alone: tables of places, levels, roles, starts."""
@@ -182,6 +203,24 @@ class NeuroARTransformer(nn.Module):
         if self.roles is None:
             return shown
         return shown + (self.roles[0] + self.places + self._level_table())
+
+    def _tell(self, given: Tokens, start: int, conditions: Conditions) -> tuple[Tensor, Conditions]:
+        number = given.shape[1]
+        tokens = self._place(given, start, start + number, conditions)
+        memories: list[Memory | None] = []
+        for block, known in zip(self.blocks, conditions.memories, strict=True):
+            tokens, memory = block(tokens, conditions.condition, conditions.ages, (0, number), known)
+            memories.append(memory)
+        return self._judge(tokens, conditions), conditions._replace(memories=memories)
+
+    def _add_before(self, tokens: Tokens, before: Tensor | None) -> Tokens:
+        if self.embed_before is None:
+            return tokens
+        expected = (*tokens.shape[:2], self.config.quantiser.code_dim)
+        if before is None or tuple(before.shape) != expected:
+            given = None if before is None else tuple(before.shape)
+            raise ModelError("the codes before each token do not fit", given=given, expected=expected)
+        return tokens + self.embed_before(before.to(self.start.dtype))
 
     def _embed_start(self, conditions: Conditions) -> Tokens:
         return conditions.start[:, None] + self.start
@@ -240,6 +279,14 @@ def describe_previous(
     whole = quantiser.decode(tokens, latent_shape)
     shrunk = torch.cat([shrink(whole, scale).flatten(2) for scale in scales], 2).transpose(1, 2)
     return torch.cat([shrunk, quantiser.codebook.read(tokens)], -1)
+
+
+@torch.no_grad()
+def describe_before(
+    quantiser: MultiScaleQuantiser, tokens: Int[Tensor, "batch token"]
+) -> Float[Tensor, "batch token code_channel"]:
+    """The code of the token before each; zeros before the first."""
+    return functional.pad(quantiser.codebook.read(tokens)[:, :-1], (0, 0, 1, 0))
 
 
 def _draw_hidden(given: Rows | None, share: float, rows: Tensor) -> Rows:

@@ -29,6 +29,8 @@ class NeuroARConfig(Config):
         previous: How the previous scan is seen. `channel`: added to the target's embedding at the same place, which
             registration allows. `sequence`: as tokens before the target's, whose work is done once for many target
             ages. `none`: not at all (ablation).
+        order: `scale`: all places of a scale at once, as in VAR. `token`: one token after another, scale by scale and
+            in C order within each, as in older autoregression (ablation): as many passes as tokens.
         adaln: How ages scale and shift: by `own` weights in each block, by `shared` ones, or not at all (`none`).
         cross_attention: Whether tokens look at the ages in each block.
         ages: Ages that are told: previous and target, and their difference where it is asked for.
@@ -47,6 +49,7 @@ class NeuroARConfig(Config):
     num_heads: int = 16
     mlp_ratio: float = 4.0
     previous: Literal["channel", "sequence", "none"] = "channel"
+    order: Literal["scale", "token"] = "scale"
     adaln: Literal["own", "shared", "none"] = "own"
     cross_attention: bool = True
     ages: Literal["pair", "pair_and_gap"] = "pair_and_gap"
@@ -67,6 +70,9 @@ class NeuroARConfig(Config):
         for name in ("age_dropout", "previous_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} is no share", given=getattr(self, name), expected="0 <= share < 1")
+        if self.order == "token" and self.previous == "sequence":
+            fix = "--model.previous channel"
+            raise ConfigError("tokens one by one see the previous scan at their own place", given="sequence", fix=fix)
         low, high = self.age_periods_years
         if not 0 < low < high or self.num_age_periods < 2:
             raise ConfigError("periods are none", given=f"{self.num_age_periods} from {low} to {high} years")

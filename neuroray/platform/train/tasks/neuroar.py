@@ -27,7 +27,7 @@ from neuroray.platform.data.tokens import (
 from neuroray.platform.models.neuroar import NeuroARConfig
 from neuroray.platform.models.neuroar.generate import generate_tokens
 from neuroray.platform.models.neuroar.quantiser import MultiScaleQuantiser
-from neuroray.platform.models.neuroar.transformer import NeuroARTransformer, describe_previous
+from neuroray.platform.models.neuroar.transformer import NeuroARTransformer, describe_before, describe_previous
 from neuroray.platform.train.parallel import seeded
 from neuroray.platform.train.people import choose_records, spacing_range
 from neuroray.platform.train.recipe import DataConfig, LoopConfig, OptimConfig, Recipe, RecipeError
@@ -205,7 +205,8 @@ class NeuroARTask:
         quantiser, shape = self._place(batch["target"].device), self._recipe.model.latent_shape
         previous, target, ages = batch["previous"], batch["target"], batch["ages_years"]
         shown = describe_previous(quantiser, previous, shape)
-        logits = module(quantiser.teacher_inputs(target, shape), ages, shown).logits
+        before = describe_before(quantiser, target)
+        logits = module(quantiser.teacher_inputs(target, shape), ages, shown, before=before).logits
         smoothing = self._recipe.label_smoothing if module.training else 0.0
         entropy = functional.cross_entropy(logits.transpose(1, 2), target, reduction="none", label_smoothing=smoothing)
         scales = [entropy[:, start:end].mean(1) for start, end in pairwise(self._recipe.model.ends)]

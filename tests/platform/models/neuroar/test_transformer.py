@@ -17,7 +17,7 @@ from neuroray.platform.models.neuroar import NeuroARConfig, QuantiserConfig
 from neuroray.platform.models.neuroar.benchmark import generate_by_whole_passes, measure
 from neuroray.platform.models.neuroar.generate import SamplingConfig, choose_codes, generate_tokens
 from neuroray.platform.models.neuroar.quantiser import MultiScaleQuantiser, shrink
-from neuroray.platform.models.neuroar.transformer import NeuroARTransformer, describe_previous
+from neuroray.platform.models.neuroar.transformer import NeuroARTransformer, describe_before, describe_previous
 
 GRID = (3, 2, 3)
 AGES = torch.tensor([[60.0, 64.0], [40.0, 72.5], [8.0, 8.0]])
@@ -78,13 +78,22 @@ class TestSequenceContract(TestChannelContract):
     # What the last block adds to the previous scan's tokens is seen by nobody, but its keys and values are.
 
 
+class TestTokenOrderContract(TestChannelContract):
+    changes: ClassVar[dict[str, Any]] = {"order": "token"}
+
+    def make_inputs(self, batch: int, generator: torch.Generator) -> Inputs:
+        codes = torch.randn(batch, self.make_config().num_tokens, 4, generator=generator)
+        return {**super().make_inputs(batch, generator), "before": codes}
+
+
 class TestBareContract(TestChannelContract):
     changes: ClassVar[dict[str, Any]] = {"adaln": "none", "normalise_keys": False, "previous": "none"}
 
 
-@pytest.fixture(params=["channel", "sequence", "none"])
+@pytest.fixture(params=["channel", "sequence", "none", "token"])
 def model(request: pytest.FixtureRequest) -> NeuroARTransformer:
-    return nudge(small_config(previous=request.param).build()).eval()
+    changes = {"order": "token"} if request.param == "token" else {"previous": request.param}
+    return nudge(small_config(**changes).build()).eval()
 
 
 @pytest.fixture
@@ -97,8 +106,8 @@ def draw_tokens(config: NeuroARConfig, rows: int, seed: int = 0) -> Tensor:
 
 
 def tell(model: NeuroARTransformer, quantiser: MultiScaleQuantiser, previous: Tensor, target: Tensor) -> Tensor:
-    inputs = quantiser.teacher_inputs(target, GRID)
-    return model(inputs, AGES[: len(target)], describe_previous(quantiser, previous, GRID)).logits
+    inputs, before = quantiser.teacher_inputs(target, GRID), describe_before(quantiser, target)
+    return model(inputs, AGES[: len(target)], describe_previous(quantiser, previous, GRID), before=before).logits
 
 
 def test_later_scales_change_no_bit_of_earlier_ones(model: NeuroARTransformer, quantiser: MultiScaleQuantiser) -> None:
@@ -110,9 +119,31 @@ def test_later_scales_change_no_bit_of_earlier_ones(model: NeuroARTransformer, q
         changed = target.clone()
         changed[:, start:] = (changed[:, start:] + 5) % 12
         again = tell(model, quantiser, previous, changed)
-        assert torch.equal(again[:, :end], logits[:, :end])
+        blind = end if config.order == "scale" else start + 1
+        assert torch.equal(again[:, :blind], logits[:, :blind])
         if end < config.num_tokens:
             assert (again[:, end:] != logits[:, end:]).any(-1).all()
+
+
+def test_told_one_by_one_a_token_sees_all_before_it_and_none_behind_it(quantiser: MultiScaleQuantiser) -> None:
+    model = nudge(small_config(order="token").build()).eval()
+    previous, target = draw_tokens(model.config, 1), draw_tokens(model.config, 1, seed=1)
+    logits = tell(model, quantiser, previous, target)
+    for place in range(model.config.num_tokens):
+        changed = target.clone()
+        changed[:, place] = (changed[:, place] + 5) % 12
+        again = tell(model, quantiser, previous, changed)
+        assert torch.equal(again[:, : place + 1], logits[:, : place + 1])
+        if place + 1 < model.config.num_tokens:
+            assert (again[:, place + 1 :] != logits[:, place + 1 :]).any(-1).all()
+
+
+def test_told_one_by_one_the_code_before_is_needed(quantiser: MultiScaleQuantiser) -> None:
+    model, tokens = small_config(order="token").build().eval(), draw_tokens(small_config(), 1)
+    with pytest.raises(ModelError, match="codes before each token"):
+        model(quantiser.teacher_inputs(tokens, GRID), AGES[:1], describe_previous(quantiser, tokens, GRID))
+    with pytest.raises(ConfigError, match="one by one"):
+        small_config(order="token", previous="sequence")
 
 
 def test_places_of_one_scale_see_each_other_and_all_of_the_previous_scan(quantiser: MultiScaleQuantiser) -> None:
@@ -125,6 +156,8 @@ def test_places_of_one_scale_see_each_other_and_all_of_the_previous_scan(quantis
 
 def test_passes_scale_by_scale_are_one_pass_over_all(model: NeuroARTransformer, quantiser: MultiScaleQuantiser) -> None:
     config = model.config
+    if config.order == "token":
+        pytest.skip("has passes token by token, and a test of them")
     previous, target = draw_tokens(config, 3), draw_tokens(config, 3, seed=1)
     whole = tell(model, quantiser, previous, target)
     inputs = quantiser.teacher_inputs(target, GRID)
@@ -175,12 +208,12 @@ def test_what_is_hidden_is_not_seen(
 ) -> None:
     if model.config.previous == "sequence" and hidden == "hide_previous":
         pass  # its tokens are there, all alike but for their places
-    inputs = quantiser.teacher_inputs(draw_tokens(model.config, 1), GRID)
+    target = draw_tokens(model.config, 1)
+    inputs, before = quantiser.teacher_inputs(target, GRID), describe_before(quantiser, target)
     given = {"ages": AGES[:1], "previous": describe_previous(quantiser, draw_tokens(model.config, 1), GRID)}
     other = {**given, changed: given[changed] + 3}
-    told = [
-        model(inputs, one["ages"], one["previous"], **{hidden: torch.tensor([True])}).logits for one in (given, other)
-    ]
+    hide: dict[str, Any] = {"before": before, hidden: torch.tensor([True])}
+    told = [model(inputs, one["ages"], one["previous"], **hide).logits for one in (given, other)]
     assert torch.equal(told[0], told[1])
 
 
