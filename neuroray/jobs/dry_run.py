@@ -6,8 +6,11 @@ from typing import Any
 
 from neuroray.platform.train.devices import choose_device
 from neuroray.platform.train.forecast import USABLE, Forecast, Windows, forecast
+from neuroray.platform.train.forecast_generation import GenerationForecast, forecast_generation
 from neuroray.platform.train.loop import Run
 from neuroray.platform.train.recipe import Recipe
+from neuroray.platform.train.rehearsal import Grid
+from neuroray.platform.train.tasks.neuroar import NeuroARRecipe
 
 _HEAP = (
     "(glibc's heap can keep as much again; MALLOC_MMAP_THRESHOLD_=65536 in the environment makes it give memory back)"
@@ -29,8 +32,14 @@ def forecast_recipe(
         RecipeError: no such GPU.
     """
     device = choose_device(recipe.scaling, gpu=gpu, memory_gb=memory_gb)
-    found = forecast(recipe, device, windows=None if run is None else _read_windows(recipe, run))
-    return {"text": tell_forecast(found), "forecast": found.to_json(), "exit_code": int(found.fits is False)}
+    windows, grid = (None, None) if run is None else (_read_windows(recipe, run), _read_grid(run))
+    found = forecast(recipe, device, windows=windows, grid=grid)
+    answer = {"text": tell_forecast(found), "forecast": found.to_json(), "exit_code": int(found.fits is False)}
+    if isinstance(recipe, NeuroARRecipe):
+        generation = forecast_generation(recipe)
+        answer["text"] += f"\n{_tell_generation(generation)}"
+        answer["generation"] = generation.to_json()
+    return answer
 
 
 def tell_forecast(found: Forecast) -> str:
@@ -54,8 +63,25 @@ def _read_windows(recipe: Recipe, run: Run) -> Windows | None:
     return Windows(num_frames=frames, grid_shape=(x, y, z))
 
 
+def _read_grid(run: Run) -> Grid | None:
+    """Of the volumes on the store, for a tokenizer."""
+    grid = run.cohort.facts.get("grid_shape")
+    return None if grid is None else (grid[0], grid[1], grid[2])
+
+
+def _tell_generation(found: GenerationForecast) -> str:
+    grid = " x ".join(map(str, found.grid))
+    moments = ", ".join(f"{name} {_gb(size)}" for name, size in found.working.items())
+    return (
+        f"generating one brain of {grid} in float32: peak {_gb(found.peak_bytes)}, of which {_gb(found.parameters)} "
+        f"parameters; besides these {moments}"
+    )
+
+
 def _tell_input(found: Forecast) -> str:
     ranks = "one rank" if found.num_ranks == 1 else f"each of {found.num_ranks} ranks"
+    if found.row is not None:
+        return f"forecast for {ranks}: {found.num_parameters:,} parameters, {found.num_windows} {found.row} in a step"
     if found.windows is None:
         return f"forecast for {ranks}: {found.num_parameters:,} trained parameters; its activations are not modelled"
     grid = " x ".join(map(str, found.windows.grid_shape))

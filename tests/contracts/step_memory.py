@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,8 +29,13 @@ def measure_allocated(config: BrainMTConfig, size: StepSize) -> int:
     voxels = torch.randn(size.num_windows, size.num_frames, *size.grid_shape)
     run_step(model, voxels, bf16=size.bf16)
     model.zero_grad(set_to_none=True)
+    return measure_highest(lambda: run_step(model, voxels, bf16=size.bf16))
+
+
+def measure_highest(work: Callable[[], object]) -> int:
+    """The most bytes of tensors that torch held at once, beyond those from before."""
     with torch.profiler.profile(profile_memory=True) as profiler:
-        run_step(model, voxels, bf16=size.bf16)
+        work()
     found = profiler.profiler
     assert found is not None
     assert found.kineto_results is not None

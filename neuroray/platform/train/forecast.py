@@ -19,6 +19,8 @@ from neuroray.platform.models.brainmt.cost import (
 from neuroray.platform.models.brainmt.memory import StepSize, input_bytes, list_moments, validation_bytes
 from neuroray.platform.train.devices import Device
 from neuroray.platform.train.recipe import Recipe
+from neuroray.platform.train.rehearsal import Grid, describe_module, rehearse
+from neuroray.platform.train.task import RehearsableTask
 
 _FLOAT = 4
 _STORED = 2
@@ -30,6 +32,7 @@ USABLE = 0.92
 PROCESS_BYTES = 600_000_000
 """Of a CUDA context, or of Python with torch on a CPU, where 450 MB were seen: assumed."""
 
+_LAID_OUT = "maps laid out anew by convolutions"
 _CHECKPOINTS = "--model.checkpoint (or no --model.no-checkpoint)"
 """Which of the two there is depends on the recipe: the command line has a flag for what is not its default."""
 
@@ -55,7 +58,8 @@ class Forecast:
         device: What it is held against.
         num_ranks: Over which parameters are spread.
         num_windows: Of one rank in one step.
-        windows: What they are; None for a model whose activations are not known.
+        windows: What they are, for a model of runs.
+        row: What they are in words, for another model whose step is known.
         state: What stays from step to step: parameters, optimiser state, average of the weights, process.
         peaks: At each moment of a step, what is held by part, `state` included; largest first.
         flops: Operations of a step.
@@ -67,6 +71,7 @@ class Forecast:
     num_parameters: int
     num_windows: int
     windows: Windows | None
+    row: str | None = None
     state: dict[str, int]
     peaks: dict[str, dict[str, int]]
     flops: StepFlops | None
@@ -100,21 +105,26 @@ def forecast(
     device: Device,
     *,
     windows: Windows | None = None,
+    grid: Grid | None = None,
 ) -> Forecast:
-    """Predicts by arithmetic; no data is read and nothing is run.
+    """Predicts by arithmetic, or by a rehearsal on tensors without memory; no data is read.
 
     Args:
         recipe: The run.
         device: Of each rank.
         windows: What is read; those of the recipe and of its model's grid when not given.
+        grid: Of the volumes that a tokenizer reads; the recipe's or the paper's when not given.
     """
-    found = _predict(recipe, device, windows)
-    if found.fits is not False or found.windows is None:
+    found = _predict(recipe, device, windows or grid)
+    if found.fits is not False or not found.peaks:
         return found
-    return dataclasses.replace(found, fixes=_find_fixes(recipe, device, found.windows))
+    return dataclasses.replace(found, fixes=_find_fixes(recipe, device, found.windows or grid))
 
 
-def _predict(recipe: Recipe, device: Device, windows: Windows | None) -> Forecast:
+def _predict(recipe: Recipe, device: Device, given: Windows | Grid | None) -> Forecast:
+    windows = given if isinstance(given, Windows) else None
+    if isinstance(recipe.task(), RehearsableTask):
+        return _predict_by_rehearsal(recipe, device, None if isinstance(given, Windows) else given)
     config: Any = getattr(recipe, "model", None)
     workers = recipe.scaling.worker_range[0]
     num_ranks = max(1, workers)
@@ -140,6 +150,44 @@ def _predict(recipe: Recipe, device: Device, windows: Windows | None) -> Forecas
     flops = count_step_flops(config, windows.num_frames, windows.grid_shape, num_windows=num_windows)
     ordered = dict(sorted(peaks.items(), key=lambda one: -sum(one[1].values())))
     return Forecast(**described, windows=windows, state=state, peaks=ordered, flops=flops)
+
+
+def _predict_by_rehearsal(recipe: Recipe, device: Device, grid: Grid | None) -> Forecast:
+    num_ranks, passes = max(1, recipe.scaling.worker_range[0]), recipe.optim.passes
+    num_rows = math.ceil(recipe.loop.batch_size / num_ranks)
+    module = describe_module(recipe, grid)
+    state = _count_state(recipe, module.num_parameters, num_ranks)
+    if recipe.scaling.worker_range[0]:
+        # The root's with their gradients, and two units', one of them fetched ahead, with those of one.
+        gathered = 2 * module.root + min(3 * module.largest_block, 2 * module.num_parameters)
+        state |= {"parameters gathered from all ranks": _FLOAT * gathered}
+    step = rehearse(recipe, math.ceil(num_rows / passes), grid=grid, training=True, on_gpu=device.is_gpu)
+    gradients, activations = step.peak(num_ranks)
+    share = state["parameters"]
+    peaks = {
+        "forward and backward": {
+            **state,
+            "gradients": share if passes > 1 else gradients,
+            "activations": activations,
+            _LAID_OUT: step.laid_out,
+        },
+        "update": {**state, "gradients": share, "working memory": share if device.is_gpu else 0},
+    }
+    if passes > 1:  # else training holds all that validation does, and what it keeps besides
+        judged = rehearse(recipe, num_rows, grid=grid, training=False, on_gpu=device.is_gpu)
+        peaks["validation"] = {**state, "activations": judged.peak(1)[1], _LAID_OUT: judged.laid_out}
+    flops = {phase: {part: passes * count for part, count in parts.items()} for phase, parts in step.flops.items()}
+    return Forecast(
+        device=device,
+        num_ranks=num_ranks,
+        num_parameters=module.num_parameters,
+        num_windows=num_rows,
+        windows=None,
+        row=module.row,
+        state=state,
+        peaks=dict(sorted(peaks.items(), key=lambda one: -sum(one[1].values()))),
+        flops=StepFlops(**flops),
+    )
 
 
 def _count_state(recipe: Recipe, num_parameters: int, num_ranks: int) -> dict[str, int]:
@@ -227,7 +275,7 @@ class _Change:
         return self.options.split()[0]
 
 
-def _find_fixes(recipe: Recipe, device: Device, windows: Windows) -> tuple[tuple[str, int], ...]:
+def _find_fixes(recipe: Recipe, device: Device, windows: Windows | Grid | None) -> tuple[tuple[str, int], ...]:
     """The smallest change of each kind that suffices alone; where none does, the first that do together.
 
     In the order of what they cost: time first, then what a step is.
@@ -248,16 +296,17 @@ def _find_fixes(recipe: Recipe, device: Device, windows: Windows) -> tuple[tuple
     return ()
 
 
-def _list_changes(recipe: Any, windows: Windows) -> list[_Change]:
+def _list_changes(recipe: Any, windows: Windows | Grid | None) -> list[_Change]:
     """Of each kind from the smallest to the largest."""
     loop, model, most = recipe.loop, recipe.model, recipe.scaling.worker_range[1]
     found: list[_Change] = []
-    if not model.checkpoint:
+    if not getattr(model, "checkpoint", True):
         found.append(_Change(options=_CHECKPOINTS, apply=_set("model", checkpoint=True)))
-    chunk = model.frames_at_once or windows.num_frames * loop.batch_size
-    for count in sorted({chunk // 2, chunk // 4, chunk // 16, 1} - {0, chunk}, reverse=True):
-        options = f"--model.frames-at-once {count}"
-        found.append(_Change(options=options, apply=_set("model", frames_at_once=count)))
+    if isinstance(windows, Windows):
+        chunk = model.frames_at_once or windows.num_frames * loop.batch_size
+        for count in sorted({chunk // 2, chunk // 4, chunk // 16, 1} - {0, chunk}, reverse=True):
+            options = f"--model.frames-at-once {count}"
+            found.append(_Change(options=options, apply=_set("model", frames_at_once=count)))
     for passes in range(recipe.optim.passes + 1, loop.batch_size + 1):
         found.append(_Change(options=f"--optim.passes {passes}", apply=_set("optim", passes=passes)))
     if loop.precision == "fp32":
@@ -269,6 +318,11 @@ def _list_changes(recipe: Any, windows: Windows) -> list[_Change]:
         if most < workers <= loop.batch_size:
             apply = _set("scaling", num_workers=workers)
             found.append(_Change(options=f"--workers {workers}", apply=apply, joins=False))
+    return [*found, *(_list_shorter(recipe, windows) if isinstance(windows, Windows) else [])]
+
+
+def _list_shorter(recipe: Recipe, windows: Windows) -> list[_Change]:
+    found: list[_Change] = []
     for share in (0.75, 0.5, 0.25, 0.1):
         frames = max(1, int(share * windows.num_frames))
         options = f"--data.windows.num-frames {frames}"
@@ -285,11 +339,12 @@ def _set(part: str, **values: Any) -> Callable[[Any], Any]:
     return change
 
 
-def _try(recipe: Any, device: Device, windows: Windows, changes: list[_Change]) -> tuple[str, int] | None:
+def _try(recipe: Any, device: Device, windows: Windows | Grid | None, changes: list[_Change]) -> tuple[str, int] | None:
     """All their options and the peak that is left; None: it does not fit."""
     for change in changes:
         recipe = change.apply(recipe)
-        windows = dataclasses.replace(windows, num_frames=change.num_frames or windows.num_frames)
+        if isinstance(windows, Windows):
+            windows = dataclasses.replace(windows, num_frames=change.num_frames or windows.num_frames)
     found = _predict(recipe, device, windows)
     if not found.fits or found.peak_bytes is None:
         return None

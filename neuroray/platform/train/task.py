@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -131,6 +131,23 @@ class IntervalTask(Protocol):
 
     def intervals(self, outputs: Outputs, targets: Shaped[Tensor, "row ..."]) -> Mapping[str, Calibration]:
         """How far answers for the validation people are off, by target; kept with the best weights and exported."""
+        ...
+
+
+@runtime_checkable
+class RehearsableTask(Task, Protocol):
+    """A task whose step can be run on tensors without memory, so that what it takes is known beforehand."""
+
+    def stand_ins(self, grid_shape: tuple[int, int, int] | None) -> tuple[nn.Module, Callable[[int], Batch]]:
+        """The module, ready for `forward` at its heaviest, and what makes a batch of so many rows; both of no data.
+
+        Args:
+            grid_shape: Of the volumes; None: those that the model is described by.
+        """
+        ...
+
+    def name_row(self, grid_shape: tuple[int, int, int] | None) -> str:
+        """What a row of a batch is, in the plural: volumes of 160 x 192 x 176."""
         ...
 
 

@@ -50,7 +50,7 @@ class Convolution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepFlops:
-    """Floating-point operations of one training step, by part (`PARTS`).
+    """Floating-point operations of one training step, by part (`PARTS`, or those of another model).
 
     Attributes:
         forward: Of the forward pass.
@@ -70,7 +70,7 @@ class StepFlops:
     @property
     def by_part(self) -> dict[str, int]:
         """All passes of each part."""
-        return {part: self.forward[part] + self.again[part] + self.backward[part] for part in PARTS}
+        return {part: count + self.again[part] + self.backward[part] for part, count in self.forward.items()}
 
 
 def list_convolutions(config: BrainMTConfig, grid_shape: tuple[int, int, int]) -> list[Convolution]:

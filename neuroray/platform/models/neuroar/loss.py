@@ -148,7 +148,8 @@ class PerceptualDistance:
 
         Evenly spread slices; where they begin is drawn from torch's generator in training, as `one` needs a gradient.
         """
-        self._network.to(one.device)
+        if next(self._network.parameters()).device != one.device:
+            self._network.to(one.device)
         found = []
         for axis in (1, 2, 3):
             places = self._choose(one.shape[axis], is_drawn=one.requires_grad).to(one.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -41,6 +41,7 @@ from neuroray.storage.profiles.agreement import find_common_profile, require_pro
 from neuroray.storage.store import ScanRecord, ScanStore
 
 _MODEL_FORMAT = 1
+_SIDES = ("previous", "target")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +174,21 @@ class NeuroARTask:
         """
         self._quantiser = self._load_tokenizer().model.quantiser
 
+    def stand_ins(self, grid_shape: tuple[int, int, int] | None) -> tuple[NeuroARTransformer, Callable[[int], Batch]]:
+        """Transformer and quantiser as described, and pairs of equal tokens; the grid is that of the tokenizer."""
+        model = self._recipe.model
+        self._quantiser = MultiScaleQuantiser(model.quantiser).eval()
+
+        def make_batch(num_rows: int) -> Batch:
+            tokens = {side: torch.zeros(num_rows, model.num_tokens, dtype=torch.int64) for side in _SIDES}
+            return {**tokens, "ages_years": torch.ones(num_rows, 2)}
+
+        return self.build(), make_batch
+
+    def name_row(self, grid_shape: tuple[int, int, int] | None) -> str:
+        """Pairs of visits."""
+        return f"pairs of {self._recipe.model.num_tokens:,} tokens"
+
     def blocks(self, module: nn.Module) -> Sequence[nn.Module]:
         """Every block; embeddings and head go with the root."""
         assert isinstance(module, NeuroARTransformer)
@@ -270,7 +286,8 @@ class NeuroARTask:
 
     def _place(self, device: torch.device) -> MultiScaleQuantiser:
         assert self._quantiser is not None  # the loop calibrates first
-        self._quantiser = self._quantiser.to(device)
+        if self._quantiser.codebook.codes.device != device:
+            self._quantiser = self._quantiser.to(device)
         return self._quantiser
 
     def _load_tokenizer(self) -> Tokenizer:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -43,6 +44,7 @@ from neuroray.storage.store import ScanRecord, ScanStore
 
 _MODEL_FORMAT = 1
 _NUM_PLACED = 24
+_PAPER_GRID = (160, 192, 176)
 _SCORES = frozenset({"val_loss", "val_psnr"})
 
 
@@ -161,6 +163,29 @@ class NeuroARVQVAETask:
         if recipe.loss.perceptual_weight:
             self._perceptual = PerceptualDistance(recipe.loss, _read_weights(recipe.loss.perceptual_weights))
 
+    def stand_ins(self, grid_shape: Grid | None) -> tuple[TokenizerTraining, Callable[[int], Batch]]:
+        """With the adversary begun, random perceptual features, and codes as weights: running means ask for values."""
+        recipe = self._recipe
+        grid = self._choose_grid(grid_shape)
+        quantiser = dataclasses.replace(recipe.model.quantiser, update="gradient")
+        model = dataclasses.replace(recipe.model, quantiser=quantiser)
+        with_gradient = NeuroARVQVAETask(dataclasses.replace(recipe, model=model))
+        self._passes_before = -1
+        self._scale_sizes = [x * y * z for x, y, z in recipe.model.scales(grid)]
+        if recipe.loss.perceptual_weight:
+            self._perceptual = PerceptualDistance(recipe.loss)
+
+        def make_batch(num_rows: int) -> Batch:
+            shape = (num_rows, *grid)
+            brain = torch.ones(shape, dtype=torch.bool)
+            return {"volume": torch.zeros(shape), "brain": brain, ITEM: torch.arange(num_rows)}
+
+        return with_gradient.build(), make_batch
+
+    def name_row(self, grid_shape: Grid | None) -> str:
+        """Volumes."""
+        return f"volumes of {' x '.join(map(str, self._choose_grid(grid_shape)))}"
+
     def blocks(self, module: nn.Module) -> Sequence[nn.Module]:
         """Encoder and decoder; the quantiser and the adversary, which runs twice, go with the root."""
         assert isinstance(module, TokenizerTraining)
@@ -236,6 +261,9 @@ class NeuroARVQVAETask:
             **cohort.facts,
         }
         save_weights(folder, module.tokenizer.state_dict(), described, training)
+
+    def _choose_grid(self, grid_shape: Grid | None) -> Grid:
+        return grid_shape or self._recipe.grid_shape or _PAPER_GRID
 
     def _challenge(
         self, discriminator: nn.Module, reconstruction: Tensor, volume: Tensor, outputs: Outputs
