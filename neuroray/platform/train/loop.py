@@ -36,7 +36,7 @@ from neuroray.platform.train.run_folder import (
     write_start,
 )
 from neuroray.platform.train.step import Learner, RankBatch, TrainingError, require_finite, train_step, validate
-from neuroray.platform.train.task import Cohort, TaskModule
+from neuroray.platform.train.task import Cohort, RivalTask, TaskModule
 from neuroray.storage.locations import Location
 from neuroray.storage.store import ScanStore
 
@@ -332,11 +332,14 @@ def _build_learner(run: Run, team: Team) -> Learner:
     shard(wrapped, task.blocks(module), team)
     undecayed = {f"module.{name}" for name in task.undecayed(module)}
     decay = recipe.optim.average_decay
+    found = task.rivals(module) if isinstance(task, RivalTask) else ()
+    rivals = tuple(dataclasses.replace(rival, prefix=f"module.{rival.prefix}") for rival in found)
     return Learner(
         recipe=recipe,
         task=task,
         module=wrapped,
-        optimizer=build_optimizer(wrapped, recipe.optim, undecayed=undecayed),
+        optimizer=build_optimizer(wrapped, recipe.optim, undecayed=undecayed, rivals=rivals),
         team=team,
         average=None if decay is None else WeightAverage(wrapped, decay),
+        rivals=rivals,
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,21 +17,67 @@ from neuroray.platform.train.parallel import drop_gathered
 from neuroray.platform.train.recipe import OptimConfig
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rival:
+    """Parameters that learn by settings of their own.
+
+    Adam knows nothing of a parameter but the parameter's own gradients and steps, so a group with its own rate, moments,
+    decay and clipping is an optimiser of its own, and there is one state to be kept and continued.
+
+    Attributes:
+        name: For the log.
+        prefix: What the names of its parameters begin with.
+        lr_share: Its learning rate, as a share of the recipe's, at every step.
+        betas: How slowly its moments forget.
+        weight_decay: See `OptimConfig`.
+        clip_norm: Of its own gradient; None: no clipping.
+    """
+
+    name: str
+    prefix: str
+    lr_share: float
+    betas: tuple[float, float]
+    weight_decay: float
+    clip_norm: float | None
+
+
 def build_optimizer(
-    module: nn.Module, config: OptimConfig, *, undecayed: Collection[str] = ()
+    module: nn.Module, config: OptimConfig, *, undecayed: Collection[str] = (), rivals: Sequence[Rival] = ()
 ) -> torch.optim.Optimizer:
     """Adam or AdamW over the parameters that require a gradient.
 
     Weight decay is for those of two axes or more whose names are not among `undecayed`.
     """
     trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    decayed = {name for name, parameter in trained if parameter.ndim >= 2 and name not in undecayed}
-    groups = [
-        {"params": [p for name, p in trained if name in decayed], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in trained if name not in decayed], "weight_decay": 0.0},
-    ]
+    groups: list[dict[str, Any]] = []
+    for rival in (None, *rivals):
+        own = [(name, parameter) for name, parameter in trained if _owner(name, rivals) == rival]
+        decayed = {name for name, parameter in own if parameter.ndim >= 2 and name not in undecayed}
+        settings: dict[str, Any] = {} if rival is None else {"betas": rival.betas, "lr_share": rival.lr_share}
+        decay = config.weight_decay if rival is None else rival.weight_decay
+        groups += [
+            {"params": [p for name, p in own if name in decayed], "weight_decay": decay, **settings},
+            {"params": [p for name, p in own if name not in decayed], "weight_decay": 0.0, **settings},
+        ]
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return kind([group for group in groups if group["params"]], lr=config.lr)
+    optimizer = kind([group for group in groups if group["params"]], lr=config.lr)
+    _fill_state(optimizer)
+    return optimizer
+
+
+def _fill_state(optimizer: torch.optim.Optimizer) -> None:
+    """Gives every parameter the state that Adam would give it at its first gradient.
+
+    Some have none for epochs, as an adversary that begins late: a checkpoint from before could not be read behind it.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            moments = {name: torch.zeros_like(parameter).detach() for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
+
+
+def _owner(name: str, rivals: Sequence[Rival]) -> Rival | None:
+    return next((rival for rival in rivals if name.startswith(rival.prefix)), None)
 
 
 def learning_rate(step: int, num_steps: int, config: OptimConfig, *, steps_per_epoch: int) -> float:
@@ -49,16 +97,29 @@ def learning_rate(step: int, num_steps: int, config: OptimConfig, *, steps_per_e
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Gives every group the rate."""
+    """Gives every group the rate, or its share of it."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_share", 1.0)
 
 
-def clip_gradient(module: nn.Module, max_norm: float) -> Float[Tensor, ""]:
-    """Scales the whole gradient to a Euclidean norm of at most `max_norm`; returns the norm before, over all shards."""
-    trained = [parameter for parameter in module.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.clip_grad_norm_(trained, max_norm)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+def clip_gradient(
+    module: nn.Module, max_norm: float | None, rivals: Sequence[Rival] = ()
+) -> dict[str, Float[Tensor, ""]]:
+    """Scales the gradient to a Euclidean norm of at most `max_norm`, each rival's to its own; None: not at all.
+
+    Returns:
+        The norms before, over all shards, as `gradient_norm` and `gradient_norm_NAME`; of what has no gradient none.
+    """
+    found: dict[str, Float[Tensor, ""]] = {}
+    for rival in (None, *rivals):
+        most = max_norm if rival is None else rival.clip_norm
+        own = [p for name, p in module.named_parameters() if p.grad is not None and _owner(name, rivals) == rival]
+        if most is None or not own:
+            continue
+        norm = torch.nn.utils.clip_grad_norm_(own, most)
+        name = "gradient_norm" if rival is None else f"gradient_norm_{rival.name}"
+        found[name] = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return found
 
 
 class WeightAverage:

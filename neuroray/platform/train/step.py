@@ -14,7 +14,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from neuroray.errors import NeurorayError
-from neuroray.platform.train.optim import WeightAverage, clip_gradient, set_learning_rate
+from neuroray.platform.train.optim import Rival, WeightAverage, clip_gradient, set_learning_rate
 from neuroray.platform.train.parallel import Team, gather_rows, seeded
 from neuroray.platform.train.recipe import Recipe
 from neuroray.platform.train.task import IntervalTask, Outputs, Task, TaskModule
@@ -52,6 +52,7 @@ class Learner:
         optimizer: Over its parameters.
         team: The ranks that share it.
         average: Of its weights, where the recipe keeps one.
+        rivals: Parts of it that learn by settings of their own.
     """
 
     recipe: Recipe
@@ -60,6 +61,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     team: Team
     average: WeightAverage | None = None
+    rivals: tuple[Rival, ...] = ()
 
 
 def train_step(learner: Learner, batch: RankBatch, *, rate: float) -> dict[str, float]:
@@ -84,9 +86,8 @@ def train_step(learner: Learner, batch: RankBatch, *, rate: float) -> dict[str, 
             require_finite(found, step=batch.step + 1)
             terms["loss"].backward()
             values = {name: values.get(name, 0.0) + value for name, value in found.items()}
-    clip_norm = learner.recipe.optim.clip_norm
-    if clip_norm is not None:
-        values["gradient_norm"] = float(clip_gradient(learner.module, clip_norm))
+    norms = clip_gradient(learner.module, learner.recipe.optim.clip_norm, learner.rivals)
+    values |= {name: float(norm) for name, norm in norms.items()}
     learner.optimizer.step()
     if learner.average is not None:
         learner.average.update(batch.step + 1)

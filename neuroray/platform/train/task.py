@@ -13,6 +13,7 @@ from neuroray.platform.data.readers import Reader
 from neuroray.platform.data.splits import Split
 from neuroray.platform.data.targets import Target
 from neuroray.platform.evaluate.conformal import Calibration
+from neuroray.platform.train.optim import Rival
 from neuroray.storage.locations import Location
 from neuroray.storage.profiles.stored import StoredProfile
 from neuroray.storage.store import ScanStore
@@ -131,6 +132,15 @@ class IntervalTask(Protocol):
 
     def intervals(self, outputs: Outputs, targets: Shaped[Tensor, "row ..."]) -> Mapping[str, Calibration]:
         """How far answers for the validation people are off, by target; kept with the best weights and exported."""
+        ...
+
+
+@runtime_checkable
+class RivalTask(Protocol):
+    """A task of which parts learn against each other, each by settings of its own."""
+
+    def rivals(self, module: nn.Module) -> Sequence[Rival]:
+        """Those that do not learn by the recipe's `optim`."""
         ...
 
 

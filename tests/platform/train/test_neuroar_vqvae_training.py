@@ -19,7 +19,7 @@ from neuroray.platform.models.neuroar import VQVAEConfig
 from neuroray.platform.models.neuroar.loss import VQVAELossConfig
 from neuroray.platform.train.loop import fit, prepare_run, train_worker
 from neuroray.platform.train.recipe import DataConfig, LoopConfig, RecipeError
-from neuroray.platform.train.tasks.neuroar_vqvae import NeuroARVQVAETask
+from neuroray.platform.train.tasks.neuroar_vqvae import AdversaryConfig, NeuroARVQVAETask
 from neuroray.storage.checkpoint import load_weights
 from neuroray.storage.locations import Location
 from neuroray.storage.store import ScanStore
@@ -111,25 +111,76 @@ def test_tokenizer_and_adversary_learn_from_their_own_terms_alone(store: ScanSto
         assert torch.equal(gradient, apart[name]), name
 
 
-def test_continued_after_an_interruption_it_is_the_run_that_went_through(
-    store: ScanStore, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run dies in the forward pass of this step."""
     forward, calls = NeuroARVQVAETask.forward, []
 
     def interrupted(self: NeuroARVQVAETask, module: Any, batch: Any) -> Any:
         if module.training:
             calls.append(1)
-            if len(calls) == 30:  # behind the checkpoint of step 28, the adversary at work
+            if len(calls) == step:
                 raise InterruptedError
         return forward(self, module, batch)
 
     monkeypatch.setattr(NeuroARVQVAETask, "forward", interrupted)
+
+
+def read_model(folder: Path) -> bytes:
+    return (folder / "model" / "model.safetensors").read_bytes()
+
+
+# Checkpoints every four steps, and of each better evaluation; the adversary begins at step 25, after its 8 epochs of 3.
+@pytest.mark.parametrize("step", [10, 26, *(pytest.param(one, marks=pytest.mark.slow) for one in (2, 25, 36))])
+def test_killed_at_any_step_it_becomes_the_run_that_went_through(
+    store: ScanStore, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    interrupt_at(step, monkeypatch)
     with pytest.raises(InterruptedError):
         fit(tiny_tokenizer(), store=store.uri, out=str(tmp_path))
     monkeypatch.undo()
     result = fit(tiny_tokenizer(), store=store.uri, out=str(tmp_path))
-    assert result.resumed_from == 28
-    assert (tmp_path / "model" / "model.safetensors").read_bytes() == (run / "model" / "model.safetensors").read_bytes()
+    assert step - 5 < result.resumed_from < step
+    assert read_model(tmp_path) == read_model(run)
+    assert read_log(tmp_path, "train")[-1]["discriminate"] == read_log(run, "train")[-1]["discriminate"]
+
+
+@pytest.mark.parametrize("damage", ["flip", pytest.param("lose", marks=pytest.mark.slow)])
+def test_with_the_newest_checkpoint_damaged_it_goes_on_from_the_one_before(
+    store: ScanStore, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    interrupt_at(35, monkeypatch)
+    with pytest.raises(InterruptedError):
+        fit(tiny_tokenizer(), store=store.uri, out=str(tmp_path))
+    monkeypatch.undo()
+    newest = sorted((tmp_path / "checkpoints").iterdir())[-1] / "__0_0.distcp"
+    if damage == "flip":
+        data = bytearray(newest.read_bytes())
+        data[len(data) // 2] ^= 1
+        newest.write_bytes(data)
+    else:
+        newest.unlink()
+    result = fit(tiny_tokenizer(), store=store.uri, out=str(tmp_path))
+    assert result.resumed_from < int(newest.parent.name.split("-")[1])
+    assert read_model(tmp_path) == read_model(run)
+
+
+def test_the_adversary_learns_by_settings_of_its_own(store: ScanStore, tmp_path: Path) -> None:
+    loss = VQVAELossConfig(adversarial_epochs=0.0, discriminator_channels=2)
+    loop = LoopConfig(batch_size=3, num_epochs=1, select_by="val_psnr")
+    found = []
+    for name, adversary in {
+        "same": AdversaryConfig(),
+        "faster": AdversaryConfig(lr=9e-3, betas=(0.5, 0.9), clip_norm=None),
+    }.items():
+        fit(tiny_tokenizer(loss=loss, loop=loop, adversary=adversary), store=store.uri, out=str(tmp_path / name))
+        found.append(read_log(tmp_path / name, "train"))
+    assert all("gradient_norm_discriminator" in row for row in found[0])
+    assert not any("gradient_norm_discriminator" in row for row in found[1])
+    # The first step's terms are of the same weights; then the adversary has gone another way.
+    assert found[0][0]["discriminate"] == found[1][0]["discriminate"]
+    assert found[0][-1]["discriminate"] != found[1][-1]["discriminate"]
+    with pytest.raises(RecipeError, match="the adversary cannot learn like this"):
+        AdversaryConfig(betas=(0.5, 1.0))
 
 
 @pytest.mark.slow

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from neuroray.platform.train.optim import WeightAverage, build_optimizer, clip_gradient, learning_rate
+from neuroray.platform.train.optim import (
+    Rival,
+    WeightAverage,
+    build_optimizer,
+    clip_gradient,
+    learning_rate,
+    set_learning_rate,
+)
 from neuroray.platform.train.recipe import OptimConfig, RecipeError
 
 
@@ -50,10 +57,64 @@ def test_frozen_parameters_are_left_out():
     assert {id(p) for p in held} == {id(p) for p in module[1].parameters()}
 
 
+def make_rivals(adversary: Rival) -> tuple[nn.ModuleDict, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    module = nn.ModuleDict({"maker": nn.Linear(3, 2), "judge": nn.Linear(3, 2)})
+    config = OptimConfig(name="adamw", lr=0.1, weight_decay=0.2)
+    return module, build_optimizer(module, config, rivals=[adversary])
+
+
+JUDGE = Rival(name="judge", prefix="judge.", lr_share=0.25, betas=(0.5, 0.9), weight_decay=0.03, clip_norm=0.01)
+
+
+def test_rivals_in_one_optimiser_learn_as_by_two():
+    module, joined = make_rivals(JUDGE)
+    apart, _ = make_rivals(JUDGE)
+    bias = {"weight_decay": 0.0}
+    makers = torch.optim.AdamW([{"params": [apart["maker"].weight]}, {"params": [apart["maker"].bias], **bias}])
+    judges = torch.optim.AdamW(
+        [{"params": [apart["judge"].weight]}, {"params": [apart["judge"].bias], **bias}], betas=(0.5, 0.9)
+    )
+    makers.param_groups[0]["weight_decay"], judges.param_groups[0]["weight_decay"] = 0.2, 0.03
+    for step in range(1, 9):
+        for parts in (module, apart):
+            parts.zero_grad()
+            made = parts["maker"](torch.full((1, 3), float(step)))
+            loss = made.square().sum()
+            if step > 3:  # the judge begins late, and counts its own steps
+                loss = loss + parts["judge"](torch.ones(1, 3)).sin().sum()
+            loss.backward()
+        rate = 0.1 / step
+        set_learning_rate(joined, rate)
+        set_learning_rate(makers, rate)
+        set_learning_rate(judges, 0.25 * rate)
+        norms = clip_gradient(module, 0.5, [JUDGE])
+        assert set(norms) == ({"gradient_norm", "gradient_norm_judge"} if step > 3 else {"gradient_norm"})
+        clip_gradient(apart["maker"], 0.5)
+        clip_gradient(apart["judge"], 0.01)
+        for optimizer in (joined, makers, judges):
+            optimizer.step()
+        for name, value in module.named_parameters():
+            assert torch.equal(value, apart.get_parameter(name)), (step, name)
+
+
+def test_state_is_there_from_the_start_and_changes_no_step():
+    module, plain = nn.Linear(3, 2), nn.Linear(3, 2)
+    plain.load_state_dict(module.state_dict())
+    ours, theirs = build_optimizer(module, OptimConfig(lr=0.1)), torch.optim.Adam(plain.parameters(), lr=0.1)
+    assert all(set(ours.state[p]) == {"step", "exp_avg", "exp_avg_sq"} for p in module.parameters())
+    for optimizer, one in ((ours, module), (theirs, plain)):
+        for step in range(3):
+            optimizer.zero_grad()
+            one(torch.full((1, 3), 1.0 + step)).sin().sum().backward()
+            optimizer.step()
+    assert torch.equal(module.weight, plain.weight)
+
+
 def test_clipping_scales_the_whole_gradient_and_tells_its_norm():
     module = nn.Linear(2, 2, bias=False)
     module.weight.grad = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
-    assert float(clip_gradient(module, 1.0)) == pytest.approx(5.0)
+    assert float(clip_gradient(module, 1.0)["gradient_norm"]) == pytest.approx(5.0)
     # torch adds 1e-6 to the norm before it divides
     assert math.sqrt(float((module.weight.grad**2).sum())) == pytest.approx(1.0, rel=1e-6)
 

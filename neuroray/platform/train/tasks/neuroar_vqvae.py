@@ -13,6 +13,7 @@ import tyro
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from neuroray.config import Config
 from neuroray.platform.data.brain_place import BrainPlace, learn_place
 from neuroray.platform.data.brain_volumes import BrainVolumeReader, Grid, choose_grid
 from neuroray.platform.data.collate import ITEM
@@ -32,6 +33,7 @@ from neuroray.platform.models.neuroar.loss import (
 )
 from neuroray.platform.models.neuroar.quantiser import measure_usage
 from neuroray.platform.models.neuroar.vqvae import VQVAE, VQVAEOutput
+from neuroray.platform.train.optim import Rival
 from neuroray.platform.train.parallel import seeded
 from neuroray.platform.train.people import choose_records, spacing_range
 from neuroray.platform.train.recipe import DataConfig, LoopConfig, OptimConfig, Recipe, RecipeError
@@ -49,18 +51,43 @@ _SCORES = frozenset({"val_loss", "val_psnr"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdversaryConfig(Config):
+    """How the adversary learns; it has the optimiser, schedule and warm-up of `optim`, and all else for itself.
+
+    Attributes:
+        lr: Peak learning rate; None: that of the tokenizer.
+        betas: How slowly its moments forget.
+        weight_decay: See `OptimConfig`.
+        clip_norm: Largest norm of its own gradient; None: no clipping.
+    """
+
+    lr: float | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        is_none = (self.lr is not None and self.lr <= 0) or (self.clip_norm is not None and self.clip_norm <= 0)
+        if is_none or self.weight_decay < 0 or not all(0 <= beta < 1 for beta in self.betas):
+            given, expected = self.to_json(), "rate and norm above 0, decay 0 or more, betas below 1"
+            raise RecipeError("the adversary cannot learn like this", given=given, expected=expected)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NeuroARVQVAERecipe(Recipe):
     """A run of NeuroAR's first stage; its `model/` is the tokenizer of the second.
 
     Attributes:
         model: The tokenizer.
         loss: Terms and their weights.
+        adversary: How the adversary learns.
         grid_shape: Volumes are padded and cut to it; None: the smallest that holds them all.
     """
 
     model_name: Annotated[Literal["neuroar_vqvae"], tyro.conf.Suppress] = "neuroar_vqvae"
     model: VQVAEConfig = field(default_factory=VQVAEConfig)
     loss: VQVAELossConfig = field(default_factory=VQVAELossConfig)
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
     grid_shape: Grid | None = None
     data: DataConfig = field(default_factory=lambda: DataConfig(target=""))
     split: SplitConfig = field(default_factory=lambda: SplitConfig(stratify_by=None))
@@ -102,7 +129,7 @@ class NeuroARVQVAETask:
 
     Tokenizer and adversary learn in one backward pass and one step: the adversary's own terms see reconstructions
     without their gradient, and the term by which the tokenizer deceives it sees its weights without theirs. So each
-    learns from its own terms alone, as by two optimisers, and there is one to be kept and continued.
+    learns from its own terms alone; and by its own rate, moments and clipping (`Rival`), as by two optimisers.
     """
 
     def __init__(self, recipe: NeuroARVQVAERecipe) -> None:
@@ -190,6 +217,20 @@ class NeuroARVQVAETask:
         """Encoder and decoder; the quantiser and the adversary, which runs twice, go with the root."""
         assert isinstance(module, TokenizerTraining)
         return [module.tokenizer.encoder, module.tokenizer.decoder]
+
+    def rivals(self, module: nn.Module) -> Sequence[Rival]:
+        """The adversary."""
+        adversary, optim = self._recipe.adversary, self._recipe.optim
+        return [
+            Rival(
+                name="discriminator",
+                prefix="discriminator.",
+                lr_share=1.0 if adversary.lr is None else adversary.lr / optim.lr,
+                betas=adversary.betas,
+                weight_decay=adversary.weight_decay,
+                clip_norm=adversary.clip_norm,
+            )
+        ]
 
     def undecayed(self, module: nn.Module) -> Collection[str]:
         """Codes, where they are weights."""
