@@ -12,7 +12,7 @@ from torch.nn import functional
 from neuroray.platform.models.neuroar import NeuroARConfig
 from neuroray.platform.models.neuroar.generate import generate_tokens
 from neuroray.platform.models.neuroar.quantiser import MultiScaleQuantiser
-from neuroray.platform.models.neuroar.transformer import NeuroARTransformer, describe_previous
+from neuroray.platform.models.neuroar.transformer import NeuroARTransformer, describe_before, describe_previous
 
 _LOOK_EVERY = 10
 _WARM_UP_STEPS = 20
@@ -69,13 +69,14 @@ def overfit_pair(
         model = dataclasses.replace(config, age_dropout=0.0, previous_dropout=0.0).build().to(device)
     ages = torch.tensor([ages_years], dtype=torch.float32, device=device)
     shown, inputs = describe_previous(quantiser, previous, shape), quantiser.teacher_inputs(target, shape)
+    before = describe_before(quantiser, target)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     curve: list[tuple[int, float]] = []
     wrong = target.shape[1]
     for step in range(num_steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / _WARM_UP_STEPS)
-        logits = model.train()(inputs, ages, shown).logits
+        logits = model.train()(inputs, ages, shown, before=before).logits
         if step % _LOOK_EVERY == 0 or step == num_steps:
             curve.append((step, float((logits.argmax(-1) == target).float().mean())))
             if curve[-1][1] == 1.0 or step == num_steps:

@@ -21,7 +21,7 @@ from neuroray.platform.train.recipe import OptimConfig
 class Rival:
     """Parameters that learn by settings of their own.
 
-    Adam knows nothing of a parameter but the parameter's own gradients and steps, so a group with its own rate, moments,
+    Adam knows nothing of a parameter but its own gradients and steps, so a group with its own rate, moments,
     decay and clipping is an optimiser of its own, and there is one state to be kept and continued.
 
     Attributes:
