@@ -18,7 +18,7 @@ from neuroray.jobs.ray_session import ensure_ray
 from neuroray.jobs.recipes import load_recipe
 from neuroray.jobs.run_record import record_run
 from neuroray.platform.data.extract import Extraction, SliceModelConfig, extract_features
-from neuroray.platform.data.tokens import extract_tokens, load_tokenizer
+from neuroray.platform.data.tokens import TokenActors, extract_tokens, load_tokenizer
 from neuroray.platform.models import MODELS
 from neuroray.platform.train.slice_features import use_encoder
 from neuroray.platform.train.tasks.neuroar import NeuroARRecipe, use_tokenizer
@@ -74,7 +74,14 @@ def run(args: Args) -> dict[str, Any]:
         return answer
 
 
-def extract_for(recipe: NeuroARRecipe, store: ScanStore, scan_ids: list[str], *, device: str = "cpu") -> dict[str, Any]:
+def extract_for(
+    recipe: NeuroARRecipe,
+    store: ScanStore,
+    scan_ids: list[str],
+    *,
+    device: str = "cpu",
+    actors: TokenActors | None = None,
+) -> dict[str, Any]:
     """Makes the tokens of scans that a recipe's tokenizer has not made yet.
 
     Raises:
@@ -88,7 +95,8 @@ def extract_for(recipe: NeuroARRecipe, store: ScanStore, scan_ids: list[str], *,
         tokenizer,
         scan_ids,
         device=device,
-        track=lambda names, total: progress(names, total=total, label="extract"),
+        actors=actors,
+        track=lambda made, total: progress(made, total=total, label="extract"),
     )
     present = len(scan_ids) - len(made)
     return {
@@ -128,14 +136,17 @@ def _extract(args: Args) -> dict[str, Any]:
 
 
 def _extract_tokens(args: Args, recipe: NeuroARRecipe) -> dict[str, Any]:
-    if args.workers > 0 or args.model is not None:
-        given = f"--workers {args.workers}, --model {args.model}"
-        raise ConfigError("tokens are made in this process, by a trained tokenizer", given=given, fix="--encoder RUN")
+    if args.model is not None:
+        raise ConfigError("tokens are made by a trained tokenizer", given=f"--model {args.model}", fix="--encoder RUN")
     if args.encoder is not None:
         recipe = use_tokenizer(recipe, args.encoder)
     store, modality = ScanStore(args.store, version=args.version), args.modality or recipe.data.modality
     scan_ids = [record.scan_id for record in store.records() if record.modality == modality]
-    return extract_for(recipe, store, scan_ids, device="cuda" if args.num_gpus > 0 else "cpu")
+    if args.workers == 0:
+        return extract_for(recipe, store, scan_ids, device="cuda" if args.num_gpus > 0 else "cpu")
+    actors = TokenActors(number=args.workers, num_cpus=args.num_cpus, num_gpus=args.num_gpus)
+    with ensure_ray(num_cpus=math.ceil(args.workers * args.num_cpus)):
+        return extract_for(recipe, store, scan_ids, actors=actors)
 
 
 def _choose_model(args: Args) -> tuple[SliceModelConfig, str]:

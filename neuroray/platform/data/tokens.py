@@ -32,8 +32,23 @@ TOKENIZER = "neuroar_vqvae"
 _FORMAT = 1
 _COMMIT_EVERY = 32
 
-Track = Callable[[Iterable[str], int], Iterable[str]]
+Track = Callable[[Iterable[FeatureRecord], int], Iterable[FeatureRecord]]
 """Shows progress over so many scans."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenActors:
+    """Which actors of Ray, which must be running, encode.
+
+    Attributes:
+        number: How many, at most.
+        num_cpus: Logical CPUs, and torch threads, of each.
+        num_gpus: GPUs of each; above 0 it encodes there.
+    """
+
+    number: int
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
 
 
 class TokenError(NeurorayError, ValueError):
@@ -113,16 +128,49 @@ def load_tokenizer(run: str) -> Tokenizer:
     )
 
 
+class TokenExtractor:
+    """A tokenizer beside the store that its tokens go to; lives in an actor, or in this process.
+
+    Args:
+        store: The scans.
+        tokenizer: Whose tokens.
+        device: Where to encode.
+    """
+
+    def __init__(self, store: ScanStore, tokenizer: Tokenizer, *, device: str = "cpu") -> None:
+        self.store, self.cache = store, open_tokens(store, tokenizer)
+        self._reader = BrainVolumeReader(store.uri, store.version, tokenizer.grid, cache_bytes=0)
+        self._scales = np.repeat(np.arange(len(tokenizer.scale_sizes)), tokenizer.scale_sizes)
+        self._model, self._place, self._device = tokenizer.model.to(device), tokenizer.place, device
+
+    def extract(self, scan_id: str) -> FeatureRecord:
+        """Encodes one scan by itself, so that no other changes a bit, and writes its tokens, not yet committed."""
+        import torch
+
+        volume = np.array(self._reader(ReadItem(scan_id=scan_id))["volume"])
+        if self._place is not None:
+            self._place.require(volume, name=scan_id)
+        tokens = self._model.encode(torch.from_numpy(volume)[None].to(self._device))[0].cpu().numpy()
+        return self.cache.write(self.store.record(scan_id), _pack(tokens, self._scales), commit=False)
+
+
 def extract_tokens(
-    store: ScanStore, tokenizer: Tokenizer, scan_ids: Sequence[str], *, device: str = "cpu", track: Track | None = None
+    store: ScanStore,
+    tokenizer: Tokenizer,
+    scan_ids: Sequence[str],
+    *,
+    device: str = "cpu",
+    actors: TokenActors | None = None,
+    track: Track | None = None,
 ) -> list[str]:
-    """Makes the tokens that are missing, in this process; commits in groups, so that what is done stays.
+    """Makes the tokens that are missing; commits in groups, so that what is done stays.
 
     Args:
         store: The scans; read at its present version.
         tokenizer: Whose tokens.
         scan_ids: Which scans; those whose tokens are there already cost nothing.
-        device: Where to encode.
+        device: Where to encode, in this process.
+        actors: Ray's, which encode in place of this process; the same tokens.
         track: Shows progress.
 
     Returns:
@@ -133,30 +181,32 @@ def extract_tokens(
         PlanError: a scan that is no volume, without spread, or too large for the grid.
         UnregisteredError: a scan whose brain lies elsewhere than those of the tokenizer's training.
         StoreError: a scan that cannot be read, tokens that cannot be written.
+        TokenError: an actor that finds another tokenizer in its folder.
     """
-    import torch
-
     require_profile([store.record(scan_id) for scan_id in scan_ids], tokenizer.card)
     cache = open_tokens(store, tokenizer)
-    reader = BrainVolumeReader(store.uri, store.version, tokenizer.grid, cache_bytes=0)
     missing = cache.missing(scan_ids)
-    scales = np.repeat(np.arange(len(tokenizer.scale_sizes)), tokenizer.scale_sizes)
-    model, place = tokenizer.model.to(device), tokenizer.place
+    if actors is None or not missing:
+        extractor = TokenExtractor(store, tokenizer, device=device)
+        made = (extractor.extract(scan_id) for scan_id in missing)
+    else:
+        # Imported here: Ray takes seconds, and is not needed without actors.
+        from neuroray.platform.data.token_actors import extract_by_actors
+
+        made = extract_by_actors(store, tokenizer, missing, actors)
+    done: list[str] = []
     waiting: list[FeatureRecord] = []
     try:
-        for scan_id in missing if track is None else track(missing, len(missing)):
-            volume = torch.from_numpy(np.array(reader(ReadItem(scan_id=scan_id))["volume"])).to(device)
-            if place is not None:
-                place.require(volume.cpu().numpy(), name=scan_id)
-            tokens = model.encode(volume[None])[0].cpu().numpy()
-            waiting.append(cache.write(store.record(scan_id), _pack(tokens, scales), commit=False))
+        for record in made if track is None else track(made, len(missing)):
+            waiting.append(record)
+            done.append(record.scan_id)
             if len(waiting) >= _COMMIT_EVERY:
                 cache.commit(waiting)
                 waiting = []
     finally:
         if waiting:
             cache.commit(waiting)
-    return missing
+    return sorted(done)
 
 
 def open_tokens(store: ScanStore, tokenizer: Tokenizer) -> FeatureStore:
