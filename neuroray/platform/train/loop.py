@@ -36,7 +36,7 @@ from neuroray.platform.train.run_folder import (
     write_start,
 )
 from neuroray.platform.train.step import Learner, RankBatch, TrainingError, require_finite, train_step, validate
-from neuroray.platform.train.task import Cohort, RivalTask, TaskModule
+from neuroray.platform.train.task import Cohort, RivalTask, TaskModule, WatchedTask
 from neuroray.storage.locations import Location
 from neuroray.storage.store import ScanStore
 
@@ -238,7 +238,11 @@ class _Training:
         rate = learning_rate(step, plan.num_steps, self._run.recipe.optim, steps_per_epoch=plan.steps_per_epoch)
         values = train_step(self._learner, batch, rate=rate)
         seconds = time.perf_counter() - began
-        if log is not None and (step % self._loop.log_every_steps == 0 or step == self._plan.num_steps):
+        task, is_told = self._learner.task, step % self._loop.log_every_steps == 0 or step == plan.num_steps
+        if step % plan.steps_per_epoch == 0 and isinstance(task, WatchedTask):
+            values |= task.summarise_epoch(self._learner.module.module)
+            is_told = True
+        if log is not None and is_told:
             speed = sum(batch.num_rows) / seconds
             values |= {"lr": rate, "seconds": round(seconds, 6), "samples_per_s": round(speed, 1)}
             log.append(step=step, epoch=batch.epoch + 1, split="train", **values)

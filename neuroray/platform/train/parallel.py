@@ -132,6 +132,13 @@ class _GatherRows(torch.autograd.Function):
         return gradients[0][ctx.start : ctx.stop] * ctx.world_size, None, None
 
 
+def sum_over_ranks(counts: Shaped[Tensor, " ..."]) -> Shaped[Tensor, " ..."]:
+    """The sum of what all ranks have, where there are several."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(counts)
+    return counts
+
+
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Draws inside come from `seed` alone, and leave the generator outside as it was."""

@@ -136,6 +136,15 @@ class IntervalTask(Protocol):
 
 
 @runtime_checkable
+class WatchedTask(Protocol):
+    """A task that has something to tell of a whole epoch of training."""
+
+    def summarise_epoch(self, module: nn.Module) -> dict[str, float]:
+        """Of the steps since the epoch began, on every rank the same; the next epoch begins with it."""
+        ...
+
+
+@runtime_checkable
 class RivalTask(Protocol):
     """A task of which parts learn against each other, each by settings of its own."""
 

@@ -58,6 +58,14 @@ def test_the_adversary_begins_after_its_epochs(run: Path) -> None:
     assert [row["step"] for row in rows if "deceive" in row] == list(range(8 * 3 + 1, 37))
 
 
+def test_the_codebooks_use_is_told_of_every_epoch_of_training(run: Path) -> None:
+    rows = [row for row in read_log(run, "train") if "codes_used" in row]
+    assert [row["step"] for row in rows] == list(range(3, 37, 3))
+    assert 1 / 24 <= rows[-1]["codes_used"] <= 1
+    # Perplexity lies between one code and all that are used; the finest scale looks up more than others.
+    assert all(1 - 1e-6 <= rows[-1][f"perplexity_{scale}"] <= 24 * rows[-1]["codes_used"] + 1e-6 for scale in (1, 2, 3))
+
+
 def test_what_is_exported_is_the_tokenizer_with_its_grid(store: ScanStore, run: Path) -> None:
     state, card, _ = load_weights(run / "model")
     assert VQVAEConfig.from_json(card["model"]) == TOKENIZER
@@ -141,7 +149,9 @@ def test_killed_at_any_step_it_becomes_the_run_that_went_through(
     result = fit(tiny_tokenizer(), store=store.uri, out=str(tmp_path))
     assert step - 5 < result.resumed_from < step
     assert read_model(tmp_path) == read_model(run)
-    assert read_log(tmp_path, "train")[-1]["discriminate"] == read_log(run, "train")[-1]["discriminate"]
+    ours, theirs = (read_log(folder, "train") for folder in (tmp_path, run))
+    for name in ("discriminate", "codes_used", "perplexity_3"):
+        assert [row[name] for row in ours if name in row] == [row[name] for row in theirs if name in row]
 
 
 @pytest.mark.parametrize("damage", ["flip", pytest.param("lose", marks=pytest.mark.slow)])

@@ -141,13 +141,15 @@ class MultiScaleQuantiser(nn.Module):
 
     def _quantise(self, latent: Latent, scales: tuple[Shape, ...]) -> tuple[Quantised, Float[Tensor, "b token c"]]:
         target, rest = latent.detach(), latent.detach()
+        kept = self._draw_kept(latent, len(scales))
         total = torch.zeros_like(latent)
         vectors, tokens, losses = [], [], []
         for index, scale in enumerate(scales):
             looked = shrink(rest, scale).flatten(2).transpose(1, 2)
             found = self.codebook.find_nearest(looked)
             part = self.add_scale(found, index, scales)
-            total, rest = total + part, rest - part.detach()
+            counts = part if kept is None else part * (index < kept)[:, None, None, None, None]
+            total, rest = total + counts, rest - part.detach()
             # The sum so far is held against the whole latent, at every scale.
             losses.append(self.config.commitment * _error(total.detach(), latent) + _error(total, target))
             vectors.append(looked)
@@ -156,6 +158,15 @@ class MultiScaleQuantiser(nn.Module):
             total = latent + (total - latent).detach()
         loss = torch.stack(losses).mean(0)
         return Quantised(total, torch.cat(tokens, 1), loss), torch.cat(vectors, 1)
+
+    def _draw_kept(self, latent: Latent, num_scales: int) -> Int[Tensor, " batch"] | None:
+        """How many scales each volume is reconstructed from in training; None: all of them."""
+        share, least = self.config.scale_dropout, min(self.config.scales_kept, num_scales)
+        if not self.training or share == 0 or least == num_scales:
+            return None
+        rows = len(latent)
+        fewer = torch.randint(least, num_scales, (rows,), device=latent.device)
+        return torch.where(torch.rand(rows, device=latent.device) < share, fewer, num_scales)
 
     @torch.no_grad()
     def _decompose(self, latent: Latent, scales: tuple[Shape, ...]) -> Float[Tensor, "batch token channel"]:
@@ -179,17 +190,31 @@ def shrink(latent: Latent, scale: Shape) -> Latent:
 
 
 def measure_usage(tokens: Tokens, scale_sizes: list[int], num_codes: int) -> tuple[float, list[float], list[float]]:
-    """How the codebook is used, over all rows given: an epoch's, for a batch bounds what can be found.
+    """How the codebook is used, over all rows given; see `describe_usage`."""
+    return describe_usage(count_codes(tokens, scale_sizes, num_codes))
+
+
+def count_codes(
+    tokens: Tokens, scale_sizes: list[int], num_codes: int, counted: Bool[Tensor, " batch"] | None = None
+) -> Int[Tensor, "scale code"]:
+    """How often each scale has looked up each code; of rows that count, where some do not."""
+    starts = [tokens.new_full((size,), index * num_codes) for index, size in enumerate(scale_sizes)]
+    places = tokens + torch.cat(starts)
+    ones = torch.ones_like(tokens) if counted is None else counted.to(tokens.dtype)[:, None].expand_as(tokens)
+    counts = tokens.new_zeros(len(scale_sizes) * num_codes)
+    return counts.index_add_(0, places.flatten(), ones.flatten()).view(len(scale_sizes), num_codes)
+
+
+def describe_usage(counts: Int[Tensor, "scale code"]) -> tuple[float, list[float], list[float]]:
+    """How the codebook is used, best over an epoch: a batch bounds what can be found.
 
     Returns:
         Share of all codes in use by any scale; by scale the share in use, and the perplexity (exp of the entropy).
     """
-    counts = [torch.bincount(part.flatten(), minlength=num_codes).double() for part in tokens.split(scale_sizes, 1)]
-    shares = [count / count.sum() for count in counts]
-    entropies = [-(share * share.clamp_min(1e-12).log()).sum() for share in shares]
-    used = [float((count > 0).double().mean()) for count in counts]
-    whole = float((torch.stack(counts).sum(0) > 0).double().mean())
-    return whole, used, [float(entropy.exp()) for entropy in entropies]
+    shares = counts.double() / counts.sum(1, keepdim=True).clamp_min(1)
+    entropies = -(shares * shares.clamp_min(1e-12).log()).sum(1)
+    whole = float((counts.sum(0) > 0).double().mean())
+    return whole, (counts > 0).double().mean(1).tolist(), entropies.exp().tolist()
 
 
 def _grid(latent: Latent) -> Shape:

@@ -27,6 +27,9 @@ class QuantiserConfig(Config):
         decay: Of the running means, per step.
         revive_below: A code is dead when its running count of uses falls below this share of the mean; 0: never.
         commitment: Weight of the encoder's term beside the codebook's.
+        scale_dropout: Share of training volumes that are reconstructed without their finest scales, a number of them
+            drawn for each, so that coarse scales must say what they can; all scales are looked up, and all codes move.
+        scales_kept: Of these volumes, the scales that are never left out.
     """
 
     num_codes: int = 2048
@@ -40,16 +43,20 @@ class QuantiserConfig(Config):
     decay: float = 0.99
     revive_below: float = 0.1
     commitment: float = 0.25
+    scale_dropout: float = 0.0
+    scales_kept: int = 2
 
     def __post_init__(self) -> None:
         counts = (self.num_codes - 1, self.code_dim, self.num_scales, self.num_refiners, *sum(self.scales, ()))
         if min(counts) < 1:
             raise ConfigError("sizes are too small", given=self.to_json(), expected="2 codes or more, all else above 0")
-        if not 0 < self.decay < 1 or not 0 <= self.refiner_share <= 1 or not 0 <= self.revive_below < 1:
+        is_share = 0 < self.decay < 1 and 0 <= self.refiner_share <= 1 and 0 <= self.revive_below < 1
+        if not is_share or not 0 <= self.scale_dropout < 1 or self.scales_kept < 1:
             raise ConfigError(
                 "a share is none",
-                given=f"decay {self.decay}, refiner_share {self.refiner_share}, revive_below {self.revive_below}",
-                expected="between 0 and 1",
+                given=f"decay {self.decay}, refiner_share {self.refiner_share}, revive_below {self.revive_below}, "
+                f"scale_dropout {self.scale_dropout}, scales_kept {self.scales_kept}",
+                expected="between 0 and 1, and a scale kept",
             )
 
     def resolve_scales(self, latent_shape: Shape) -> tuple[Shape, ...]:

@@ -31,10 +31,10 @@ from neuroray.platform.models.neuroar.loss import (
     judge_real,
     score_frozen,
 )
-from neuroray.platform.models.neuroar.quantiser import measure_usage
+from neuroray.platform.models.neuroar.quantiser import count_codes, describe_usage, measure_usage
 from neuroray.platform.models.neuroar.vqvae import VQVAE, VQVAEOutput
 from neuroray.platform.train.optim import Rival
-from neuroray.platform.train.parallel import seeded
+from neuroray.platform.train.parallel import seeded, sum_over_ranks
 from neuroray.platform.train.people import choose_records, spacing_range
 from neuroray.platform.train.recipe import DataConfig, LoopConfig, OptimConfig, Recipe, RecipeError
 from neuroray.platform.train.slice_features import mark_people
@@ -115,6 +115,7 @@ class TokenizerTraining(nn.Module):
     """The tokenizer with its adversary; the adversary is never exported."""
 
     num_passes: Tensor
+    hits: Tensor
 
     def __init__(self, model: VQVAE, discriminator: PatchDiscriminator | None) -> None:
         super().__init__()
@@ -122,6 +123,10 @@ class TokenizerTraining(nn.Module):
         self.discriminator = discriminator
         # Part of a checkpoint, so that a continued run knows whether the adversary has begun.
         self.register_buffer("num_passes", torch.zeros((), dtype=torch.int64))
+        # How often each scale has looked up each code in this epoch, over all ranks; a continued epoch counts on.
+        config = model.config.quantiser
+        scales = len(config.scales) or config.num_scales
+        self.register_buffer("hits", torch.zeros(scales, config.num_codes, dtype=torch.int64))
 
 
 class NeuroARVQVAETask:
@@ -253,6 +258,8 @@ class NeuroARVQVAETask:
         if not module.training:
             return outputs | _judge_volumes(made, volume, batch["brain"])
         module.num_passes += 1
+        num_codes = self._recipe.model.quantiser.num_codes
+        module.hits += sum_over_ranks(count_codes(made.tokens, self._scale_sizes, num_codes, batch[ITEM] >= 0))
         if module.discriminator is not None and int(module.num_passes) > self._passes_before:
             outputs |= self._challenge(module.discriminator, made.reconstruction, volume, outputs)
         return outputs
@@ -274,16 +281,22 @@ class NeuroARVQVAETask:
         terms = {name: outputs[name].mean() for name in weights if name in outputs}
         return {"loss": torch.stack([weights[name] * term for name, term in terms.items()]).sum(), **terms}
 
+    def summarise_epoch(self, module: nn.Module) -> dict[str, float]:
+        """How the codebook was used, over all training volumes of the epoch."""
+        assert isinstance(module, TokenizerTraining)
+        whole, _, perplexities = describe_usage(module.hits)
+        module.hits.zero_()
+        return {"codes_used": whole, **_name_by_scale(perplexities)}
+
     def score(self, outputs: Outputs, targets: Int[Tensor, " row"]) -> dict[str, float]:
         """Peak signal-to-noise ratios (of values in [0, 1], the mean over volumes), and how the codebook is used."""
         tokens = outputs["tokens"].round().long()
         whole, _, perplexities = measure_usage(tokens, self._scale_sizes, self._recipe.model.quantiser.num_codes)
-        told = {f"perplexity_{number}": value for number, value in enumerate(perplexities, start=1)}
         return {
             "psnr": float(outputs["psnr_brain"].double().mean()),
             "psnr_whole": float(outputs["psnr_whole"].double().mean()),
             "codes_used": whole,
-            **told,
+            **_name_by_scale(perplexities),
         }
 
     def export(self, module: nn.Module, cohort: Cohort, folder: Location, training: dict[str, Any]) -> None:
@@ -350,6 +363,10 @@ def _judge_volumes(made: VQVAEOutput, volume: Tensor, brain: Tensor) -> dict[str
         "psnr_brain": -10 * of_brain.clamp_min(1e-10).log10(),
         "psnr_whole": -10 * error.mean(1).clamp_min(1e-10).log10(),
     }
+
+
+def _name_by_scale(perplexities: list[float]) -> dict[str, float]:
+    return {f"perplexity_{number}": value for number, value in enumerate(perplexities, start=1)}
 
 
 def _grid_of(cohort: Cohort) -> Grid:
