@@ -68,6 +68,9 @@ class Args:
     age_model: str | None = None
     """Of the same: a run of brainrotvit that tells age, to read the age off what is told; else a regression does."""
 
+    diffusion: bool = False
+    """Of the same: train a small latent diffusion too, as a further row."""
+
     downstream: bool = False
     """Of the same: also learn age from real scans, and from real and generated ones, and compare."""
 
@@ -165,6 +168,7 @@ def _command(args: Args) -> list[str]:
     words += ["--external"] if args.external else []
     words += ["--backward"] if args.backward else []
     words += ["--age-model", args.age_model] if args.age_model else []
+    words += ["--diffusion"] if args.diffusion else []
     words += ["--downstream"] if args.downstream else []
     words += ["--target", args.target] if args.target else []
     words += ["--seed", str(args.seed), "--num-resamples", str(args.num_resamples)]

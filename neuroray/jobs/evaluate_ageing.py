@@ -83,6 +83,7 @@ def _judge_transformer(args: Args, out: Path, facts: dict[str, Any]) -> dict[str
         store=args.store,
         options=AgeingOptions(
             backward=args.backward,
+            diffusion=args.diffusion,
             age_model=args.age_model,
             downstream=args.downstream,
             pictures=not args.skip_example,

@@ -9,6 +9,7 @@ from itertools import chain
 import numpy as np
 
 from neuroray.platform.baselines.brain_change import fit_latent_change, fit_population_change
+from neuroray.platform.baselines.latent_diffusion import LatentDiffusionConfig, fit_latent_diffusion
 from neuroray.platform.evaluate.ageing_evidence import CEILING, COPY, JudgedPair
 from neuroray.platform.evaluate.ageing_rows import AgeTeller, ModelTeller, Told, decode_visit
 from neuroray.platform.evaluate.ageing_sweep import SweptPerson, choose_ages, sweep_person
@@ -32,6 +33,7 @@ class AgeingOptions:
     Attributes:
         backward: Give the older scan and tell the younger, in place of the other way round.
         baselines: Fit the training people's mean change, in voxels and in latent space, as further rows.
+        diffusion: Train a small latent diffusion besides.
         age_model: A run that tells age from volumes; None: a regression that is fitted here.
         downstream: Also train a regression of age on real scans, and on real and generated ones.
         pictures: Draw strips of some pairs.
@@ -41,6 +43,7 @@ class AgeingOptions:
 
     backward: bool = False
     baselines: bool = True
+    diffusion: bool = False
     age_model: str | None = None
     downstream: bool = False
     pictures: bool = True
@@ -214,7 +217,11 @@ def _fit_baselines(
     pairs = pair_records(train, backward=False)
     if not options.baselines or not pairs:
         return []
-    return [fit_population_change(pairs, read), fit_latent_change(pairs, read, model.tokenizer)]
+    plain = [fit_population_change(pairs, read), fit_latent_change(pairs, read, model.tokenizer)]
+    if not options.diffusion:
+        return plain
+    config = LatentDiffusionConfig(seed=options.seed)
+    return [*plain, fit_latent_diffusion(pairs, read, model.tokenizer, config)]
 
 
 def _find_age_reader(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from neuroray.platform.baselines.latent_diffusion import DIFFUSION
 from neuroray.platform.evaluate import ageing_figures as figures
 from neuroray.platform.evaluate import ageing_findings as findings
 from neuroray.platform.evaluate.ageing_evidence import (
@@ -27,7 +28,14 @@ from neuroray.platform.evaluate.intervals import Estimate
 from neuroray.platform.evaluate.page import Numbering, PageFigure, describe_provenance
 from neuroray.platform.evaluate.templates import open_template
 
-_SHORT = {COPY: "copy", CEILING: "ceiling", MODEL: "model", "population": "population", "latent": "linear in latent"}
+_SHORT = {
+    COPY: "copy",
+    CEILING: "ceiling",
+    MODEL: "model",
+    "population": "population",
+    "latent": "linear",
+    "diffusion": "diffusion",
+}
 _CHANGE = {"pearson_r": "r", "slope": "Slope", "mae": "Error of change (ml)"}
 _READ = {"mae": "Error (years)", "bias": "Bias (years)", "slope": "Slope", "years_per_year": "Years read per year"}
 _NOTHING = "\N{EN DASH}"
@@ -353,4 +361,14 @@ def _methods(evaluation: AgeingEvaluation) -> list[str]:
         "reach. Rising at every step means that each is larger than the one before.",
         "Held-out people come from the same store as the others: another site, another scanner or other "
         "preprocessing is not shown here.",
+    ]
+
+
+def _tell_diffusion(evaluation: AgeingEvaluation) -> list[str]:
+    if DIFFUSION not in evaluation.row_labels:
+        return []
+    return [
+        "The diffusion is small: a few convolutions on the latent grid, trained for a minute on the training "
+        "people's pairs, that draw the change of the latent from noise, on the scan's latent and both ages; four "
+        "draws are averaged."
     ]

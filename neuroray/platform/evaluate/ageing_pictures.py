@@ -67,7 +67,7 @@ def draw_pair(bench: Bench, one: JudgedPair, *, which: str) -> Picture:
     shown = find_shown(seen, _lift(previous.volume, previous), brain)
     scores = one.scores[MODEL]
     return Picture(
-        png=to_dark_png(draw_strip(seen, rows, shown, notes=_NOTES)),
+        png=to_dark_png(draw_strip(seen, rows, shown, notes=_NOTES, units="from 0 to 1")),
         title=f"{which}: {abs(one.pair.gap_years):.1f} years, drawn with {scores['psnr_brain']:.1f} dB in the brain",
         caption="Axial planes of the brain on the model's grid, all in one grey scale; the person's left is on the "
         "left. Beside them what changed, all on one scale, white for nothing.",

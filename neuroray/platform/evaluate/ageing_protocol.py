@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from neuroray.platform.baselines.brain_change import BRAIN_CHANGE_LABELS
+from neuroray.platform.baselines.latent_diffusion import DIFFUSION, DIFFUSION_LABEL
 from neuroray.platform.evaluate.ageing_bench import AgeingOptions, Bench, first_visits, set_up
 from neuroray.platform.evaluate.ageing_evidence import (
     MODEL,
@@ -35,6 +36,7 @@ from neuroray.storage.profiles.agreement import read_model_profile
 from neuroray.storage.records import ScanRecord
 from neuroray.storage.store import ScanStore
 
+_BASELINE_LABELS = {**BRAIN_CHANGE_LABELS, DIFFUSION: DIFFUSION_LABEL}
 Track = Callable[[Sequence[str]], Iterable[str]]
 
 
@@ -142,7 +144,7 @@ def _assemble(
 ) -> AgeingEvaluation:
     judged = [one for fold in found for one in fold.judged]
     bench = found[0].bench
-    labels = ROW_LABELS | {teller.name: BRAIN_CHANGE_LABELS[teller.name] for teller in bench.tellers[1:]}
+    labels = ROW_LABELS | {teller.name: _BASELINE_LABELS[teller.name] for teller in bench.tellers[1:]}
     rows, draws = list(labels), {"seed": options.seed, "num_resamples": num_resamples}
     maps = bench.measure.maps(bench.read(judged[0].pair.previous))
     reader = bench.age_reader

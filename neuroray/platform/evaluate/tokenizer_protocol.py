@@ -207,7 +207,7 @@ def _draw(read: VisitReader, tokenizer: Tokenizer, judged: Sequence[JudgedScan])
     ]
     shown = find_shown(seen, scan, visit.brain)
     return Picture(
-        png=to_dark_png(draw_strip(seen, rows, shown, notes="Change: reconstruction minus scan.")),
+        png=to_dark_png(draw_strip(seen, rows, shown, notes="Change: reconstruction minus scan.", units="from 0 to 1")),
         title=f"The scan with the median error is drawn with {one.scores['psnr_brain']:.1f} dB in the brain",
         caption="Axial planes of the brain on the model's grid; the person's left is on the left.",
     )

@@ -52,7 +52,12 @@ def find_shown(
 
 @styled
 def draw_strip(
-    scan: Scan, rows: Sequence[PictureRow], shown: Bool[np.ndarray, "x y z"], *, notes: str = _NOTES
+    scan: Scan,
+    rows: Sequence[PictureRow],
+    shown: Bool[np.ndarray, "x y z"],
+    *,
+    notes: str = _NOTES,
+    units: str = "in the scan's units",
 ) -> Figure:
     """A row each: planes, and beside them what has changed, all on one scale; the first row sets the grey.
 
@@ -61,6 +66,7 @@ def draw_strip(
         rows: From top to bottom.
         shown: What a picture may show.
         notes: Below: what changes are against.
+        units: Of the values.
     """
     height = _panel_height(scan, shown)
     figure = Figure(
@@ -81,7 +87,7 @@ def draw_strip(
                 axes = _add_panel(figure, left, bottom, height)
                 _draw(axes, scan, row.change, shown, plane, cmap="RdBu_r", limits=(-largest, largest))
     top = figure.get_size_inches()[1] - 0.2
-    write_text(figure, _LABEL_IN, top, "the brain, in the scan's units; person's left on the left", size=8)
+    write_text(figure, _LABEL_IN, top, f"the brain, {units}; person's left on the left", size=8)
     told = f"change, blue {-largest:.3g} to red {largest:.3g}; white: none"
     write_text(figure, _LABEL_IN + _NUM_PLANES * _PANEL_IN, top, told, size=8)
     write_text(figure, _LABEL_IN, 0.2, notes if shown.any() else "Not shown: a face could not be kept out", size=7)

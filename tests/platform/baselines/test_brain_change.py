@@ -9,6 +9,7 @@ from contracts.brain_cohort import TOKENIZER
 
 from neuroray.platform.baselines.brain_change import fit_latent_change, fit_population_change
 from neuroray.platform.baselines.errors import BaselineError
+from neuroray.platform.baselines.latent_diffusion import LatentDiffusionConfig, fit_latent_diffusion
 from neuroray.platform.evaluate.visits import Visit, VisitPair
 from neuroray.storage.records import ScanRecord
 
@@ -83,3 +84,23 @@ def test_the_latent_rate_is_that_of_least_squares_and_is_added() -> None:
     assert np.allclose(told.volume, tokenizer.decode_latent(latent + 5 * fitted.rate)[0].numpy(), atol=1e-6)
     assert np.allclose(told.start, tokenizer.decode_latent(latent)[0].numpy(), atol=1e-6)
     assert not np.allclose(told.volume, told.start, atol=1e-6)
+
+
+def test_a_small_diffusion_learns_which_way_latents_move() -> None:
+    torch.manual_seed(0)
+    tokenizer = TOKENIZER.build().eval()
+    config = LatentDiffusionConfig(channels=8, num_blocks=1, num_steps=150, num_draw_steps=4, num_draws=2)
+    fitted = fit_latent_diffusion(pairs(), read, tokenizer, config)
+    pair = pairs()[3]
+    before, after = (
+        tokenizer.encode_latent(torch.from_numpy(read(one).volume)[None]) for one in (pair.previous, pair.target)
+    )
+    drawn = fitted.draw_change(before, pair.ages_years).mean(0, keepdim=True)
+    # Most of the change of a pair that it has learned from, where saying nothing leaves all of it.
+    assert (before + drawn - after).square().mean() < 0.3 * (before - after).square().mean()
+    told = fitted.tell(read(pair.previous), pair.ages_years[1])
+    again = fit_latent_diffusion(pairs(), read, tokenizer, config).tell(read(pair.previous), pair.ages_years[1])
+    assert np.array_equal(told.volume, again.volume)
+    assert not np.array_equal(told.volume, told.start)
+    with pytest.raises(BaselineError, match="no training pairs"):
+        fit_latent_diffusion([], read, tokenizer, config)
