@@ -66,6 +66,7 @@ def describe_ageing_page(evaluation: AgeingEvaluation) -> dict[str, Any]:
         "warnings": evaluation.warnings,
         "images": _tabulate_images(evaluation),
         "gaps": _draw_gaps(evaluation, numbering),
+        "pictures": [numbering.picture(one.png, one.title, one.caption) for one in evaluation.pictures],
         "regions": _tabulate_regions(evaluation),
         "region_text": f"Volumes in ml of the person's own space: {evaluation.region_method}.",
         "changes": _draw_changes(evaluation, numbering),
@@ -74,7 +75,6 @@ def describe_ageing_page(evaluation: AgeingEvaluation) -> dict[str, Any]:
         "read": _tabulate_read(evaluation),
         "read_figures": _draw_read(evaluation, numbering),
         "downstream": _tabulate_downstream(evaluation),
-        "pictures": [numbering.picture(one.png, one.title, one.caption) for one in evaluation.pictures],
         "learning": _draw_learning(evaluation, numbering),
         "sides": [
             {"fold": fold.index, **{side: (fold.num_subjects[side], fold.counts[side]["all"]) for side in fold.counts}}
@@ -102,10 +102,11 @@ def _lead(evaluation: AgeingEvaluation) -> str:
     copy, ceiling, made = (tell_value(metrics[row]["psnr_brain"]) for row in (COPY, CEILING, MODEL))
     gain = evaluation.whole.gains[MODEL]["psnr_brain"]
     return (
-        f"Over {len(evaluation.judged)} pairs of visits of {evaluation.num_people} held-out people the model draws the "
-        f"other visit with {made} dB in the brain. Copying the given scan reaches {copy} dB, and the true other visit "
-        f"through the tokenizer, which no answer can pass by much, {ceiling} dB. Pair by pair the model has "
-        f"{gain.value:+.2f} dB over the copy, with a 95 % interval of {gain.low:+.2f} to {gain.high:+.2f}."
+        f"Over {len(evaluation.judged)} pairs of visits of {evaluation.num_people} held-out people the model draws "
+        f"the other visit with {made} dB in the brain. Copying the given scan reaches {copy} dB, and the true other "
+        f"visit through the tokenizer, which no answer of tokens alone can pass by much, {ceiling} dB. Pair by pair "
+        f"the model has {gain.value:+.2f} dB over the copy, with a 95 % interval of {gain.low:+.2f} to "
+        f"{gain.high:+.2f}."
     )
 
 
@@ -143,7 +144,7 @@ def _tabulate_images(evaluation: AgeingEvaluation) -> list[dict[str, Any]]:
     parts: dict[str, RowsFound] = {"all pairs": evaluation.whole, **evaluation.by_gap}
     return [
         {
-            "caption": f"{name}: {found.num_pairs} pairs of {found.num_people} people",
+            "caption": f"{name}: pairs {found.num_pairs}, people {found.num_people}",
             "head": [f"{metric.label}{f' ({metric.unit})' if metric.unit else ''}" for metric in PAIR_METRICS.values()],
             "rows": [
                 (label, [_cell(found, row, metric) for metric in PAIR_METRICS])
@@ -263,9 +264,9 @@ def _tell_sweep(evaluation: AgeingEvaluation) -> str:
     return (
         f"Over the ages {region} change by {tell_value(slopes['model'])} ml a year ({tell_ends(slopes['model'])}); "
         f"between real visits by {tell_value(slopes['real'])} ({tell_ends(slopes['real'])}). Asked for the age of the "
-        f"scan itself, the model is {tell_value(same['l1'], 4)} from the scan's reconstruction in the mean over the "
-        f"brain, where the reconstruction is {tell_value(same['l1_reconstruction'], 4)} from the scan; the first is "
-        f"within the second in {same['within'].value:.0%} of people.{left}"
+        f"scan itself, the model is {tell_value(same['l1'], 4)} from where its changes start, in the mean over the "
+        f"brain, where the tokenizer's reconstruction is {tell_value(same['l1_reconstruction'], 4)} from the scan; "
+        f"the first is within the second in {same['within'].value:.0%} of people.{left}"
     )
 
 
@@ -349,10 +350,11 @@ def _methods(evaluation: AgeingEvaluation) -> list[str]:
         "the interval.",
         "Changed tokens are those in which the follow-up's tokens differ from the previous scan's: copying has none "
         "right. Ceiling is what the tokenizer makes of the true follow-up; rows without tokens have no such figures.",
-        "Predicted change is counted from what the same row tells of the scan's own age: for the model from the "
-        "tokenizer's reconstruction, so that what the tokenizer blurs is in both. The error of a volume is that of "
-        "the volume as drawn.",
-        "The model is asked greedily, as “neuroray generate” does: the likeliest code everywhere, the same each time.",
+        "Predicted change is counted from where the same row starts: for the model the tokenizer's reconstruction, "
+        "so that what the tokenizer blurs is in both, or the scan, where the run's recipe keeps its detail. The "
+        "error of a volume is that of the volume as drawn.",
+        "The model is asked as “neuroray generate” asks it by default: it draws nothing, so it tells the same each "
+        "time.",
         "The population's row is a regression of each voxel's change on the gap and on the gap times the age, "
         "without a constant, over the training people's pairs, added to the scan. The linear row adds the training "
         "people's rate in the latent space before quantisation to the person's own latent, and decodes it (after "

@@ -13,9 +13,7 @@ from neuroray.platform.evaluate.visits import Visit, place_grid
 from neuroray.platform.generate.pictures import PictureRow, draw_strip, find_shown, to_dark_png
 from neuroray.storage.scan import Scan
 
-_NOTES = (
-    "Change: follow-up minus scan; follow-up through the tokenizer, and model, minus the scan through the tokenizer."
-)
+_NOTES = "Change: follow-up minus scan; both through the tokenizer; the model minus what it starts from."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,13 +51,12 @@ def draw_pair(bench: Bench, one: JudgedPair, *, which: str) -> Picture:
     """
     previous, target = bench.read(one.pair.previous), bench.read(one.pair.target)
     told = bench.tell(previous, target)
-    start = told[MODEL].start
     before, after = one.pair.ages_years
     rows = [
         PictureRow(label=f"scan\n{before:g} years", values=_lift(previous.volume, previous), change=None),
         _row(f"follow-up\n{after:g} years", target.volume, previous.volume, target, previous),
-        _row("through the\ntokenizer", told[CEILING].volume, start, target, previous),
-        _row(f"the model\n{after:g} years", told[MODEL].volume, start, previous, previous),
+        _row("through the\ntokenizer", told[CEILING].volume, told[CEILING].start, target, previous),
+        _row(f"the model\n{after:g} years", told[MODEL].volume, told[MODEL].start, previous, previous),
     ]
     x, y, z = previous.volume.shape
     seen = Scan(voxels=previous.volume, affine=place_grid(previous.record, (x, y, z)), flags=previous.record.flags)

@@ -30,9 +30,10 @@ class SweptPerson:
         group: Family or person.
         ages_years: Rising.
         volumes_ml: By region, at each age.
-        same_age_l1: Mean distance, in the brain, of what is told of the scan's own age from the scan's reconstruction.
+        same_age_l1: Mean distance, in the brain, of what is told of the scan's own age from where changes start: the
+            scan's reconstruction, or the scan where its detail is kept.
         reconstruction_l1: That of the reconstruction from the scan.
-        same_age_change_ml: By region, the same of volumes: told less reconstructed.
+        same_age_change_ml: By region, the same of volumes: told less where changes start.
         reconstruction_error_ml: Reconstructed less measured.
         read_ages_years: What another model reads off each; empty without one.
     """
@@ -119,14 +120,16 @@ def sweep_person(
     """
     told: list[Told] = [teller.tell(visit, age) for age in ages_years]
     volumes = [measure(one.volume, visit.brain, visit) for one in told]
-    rebuilt, own = (measure(volume, visit.brain, visit) for volume in (reconstruction, visit.volume))
+    start, rebuilt, own = (
+        measure(volume, visit.brain, visit) for volume in (told[0].start, reconstruction, visit.volume)
+    )
     return SweptPerson(
         group=group,
         ages_years=tuple(ages_years),
         volumes_ml={region: tuple(one[region] for one in volumes) for region in rebuilt},
-        same_age_l1=_distance(told[0].volume, reconstruction, visit.brain),
+        same_age_l1=_distance(told[0].volume, told[0].start, visit.brain),
         reconstruction_l1=_distance(reconstruction, visit.volume, visit.brain),
-        same_age_change_ml={region: volumes[0][region] - value for region, value in rebuilt.items()},
+        same_age_change_ml={region: volumes[0][region] - value for region, value in start.items()},
         reconstruction_error_ml={region: value - own[region] for region, value in rebuilt.items()},
         read_ages_years=() if read_age is None else tuple(read_age(one.volume, visit) for one in told),
     )
