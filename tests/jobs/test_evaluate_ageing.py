@@ -12,17 +12,22 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from contracts.age_cohort import tiny, write_age_cohort
 from contracts.ageing_run import train_ageing_run
 
 from neuroray.jobs import evaluate, export, generate
-from neuroray.platform.data.brain_volumes import BrainVolumeReader, fit_grid, restore_grid
+from neuroray.platform.data.brain_volumes import BrainVolumeReader, fit_grid, restore_grid, scale_brain
 from neuroray.platform.data.plan import ReadItem
 from neuroray.platform.data.tokens import load_tokenizer
 from neuroray.platform.evaluate.ageing_rows import ModelTeller
+from neuroray.platform.evaluate.generated_ages import load_run_age
 from neuroray.platform.evaluate.image_quality import compare_volumes
+from neuroray.platform.evaluate.loaded import load_measure_model
 from neuroray.platform.evaluate.metrics import EvaluationError
 from neuroray.platform.evaluate.visits import VisitReader, place_grid
 from neuroray.platform.generate.ageing_model import load_ageing_model
+from neuroray.platform.train.loop import fit
+from neuroray.platform.train.recipe import LoopConfig
 from neuroray.storage.records import ScanRecord
 from neuroray.storage.scan import Scan
 from neuroray.storage.store import ScanStore
@@ -176,6 +181,26 @@ def test_learning_from_generated_brains_is_compared_on_real_ones(trained: Path, 
         "real_and_generated": ["mae", "r2"],
     }
     assert "<img" not in (tmp_path / "report.html").read_text()
+
+
+def test_a_run_that_tells_age_reads_it_off_every_row(trained: Path, tmp_path: Path) -> None:
+    cohort = write_age_cohort(tmp_path / "cohort")
+    fit(tiny(loop=LoopConfig(num_epochs=1, select_by="val_mae")), store=cohort.uri, out=str(tmp_path / "age"))
+    found = ask(trained, tmp_path / "out", age_model=str(tmp_path / "age"), skip_example=True)["read_age"]
+    assert found["reader"].startswith("brainrotvit (")
+    assert list(found["rows"]) == ["target", "copy", "ceiling", "model", "population", "latent"]
+    row = read_rows(tmp_path / "out" / "pairs.csv")[0]
+    # What it says of the brain of the stored scan itself, on a scale of its own.
+    store, model = ScanStore(trained / "store"), load_measure_model(tmp_path / "age" / "model")
+    scan, record = store.read(row["previous"]), store.record(row["previous"])
+    scaled, brain = scale_brain(scan.voxels, None)
+    shown = Scan(voxels=np.where(brain, (scaled + 1) * 500, 0).astype(np.float32), affine=scan.affine)
+    said = model.answer(model.encode(shown), record.sex).value
+    assert float(row["previous_age_read_years"]) == pytest.approx(said, rel=1e-5)
+    assert row["copy_age_read_years"] == row["previous_age_read_years"]
+    card = {"profile": {"options": {"name": "n4"}, "sha256": "0" * 64, "made_with": {}}}
+    with pytest.raises(EvaluationError, match="prepared otherwise"):
+        load_run_age(str(tmp_path / "age"), card, device="cpu")
 
 
 def test_a_tokenizer_is_judged_by_itself(trained: Path, tmp_path: Path) -> None:

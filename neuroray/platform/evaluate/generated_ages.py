@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,8 @@ def load_run_age(run: str, card: Mapping[str, Any], *, device: str) -> RunAge:
             expected=f"{wanted.name} ({wanted.sha256[:8]})",
             fix="train it on the same store, or leave --age-model out",
         )
-    return RunAge(model=model, label=f"{model.card['model_name']} ({model.card['weights']['sha256'][:8]})")
+    digest = json.loads((folder / "config.json").read_text())["weights"]["sha256"]
+    return RunAge(model=model, label=f"{model.card['model_name']} ({digest[:8]})")
 
 
 def find_step(visit: Visit) -> int:
