@@ -60,6 +60,9 @@ def run(args: Args) -> dict[str, Any]:
     for config in configs.values():
         if not is_ageing_model(config):
             require_answers(config)
+        elif len(configs) > 1:
+            fix = f"name one of them: {source / next(iter(models)).removesuffix('/model')}"
+            raise ExportError("trainings that tell brains do not answer together", given=", ".join(models), fix=fix)
     report = _read_report(args)
     # One training lies flat in the folder; several as they lie in the run, where `predict` looks for them.
     places = {name: name if len(models) > 1 else "" for name in models}

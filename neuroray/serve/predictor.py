@@ -85,7 +85,7 @@ def load_predictor(uri: str, *, device: str = "cpu") -> Predictor:
         ProfileError: scans cannot be prepared here as those of the training were.
         StoreError: the folder is incomplete, or its weights are not those that were saved.
     """
-    members = find_ensemble(uri)
+    members = _find_members(uri)
     if members:
         return _load_ensemble(uri, members, device)
     folder, config = _find_model(uri)
@@ -100,10 +100,26 @@ def read_model_card(uri: str) -> ModelCard:
     Raises:
         PredictorError: as `load_predictor`.
     """
-    members = find_ensemble(uri)
+    members = _find_members(uri)
     if members:
         return _make_ensemble_card([_find_model(_below(uri, member))[1] for member in members], uri)
     return _make_card(_find_model(uri)[1], uri)
+
+
+def _find_members(uri: str) -> tuple[Member, ...]:
+    """As `find_ensemble`.
+
+    Raises:
+        PredictorError: trainings of brains at other ages, whose mean would be a blur and no brain.
+    """
+    members = find_ensemble(uri)
+    if members and _find_model(_below(uri, members[0]))[1]["model_name"] == "neuroar":
+        raise PredictorError(
+            f"{uri} holds {len(members)} trainings that tell brains, whose mean would be none",
+            given=", ".join(member.path for member in members),
+            fix=f"name one of them: {_below(uri, members[0])}",
+        )
+    return members
 
 
 def find_ensemble(uri: str) -> tuple[Member, ...]:

@@ -12,7 +12,9 @@ from contracts.ageing_run import ages_of, train_ageing_run, write_ball
 from safetensors.torch import load_file, save_file
 
 from neuroray.jobs import export, generate
+from neuroray.jobs.export import ExportError
 from neuroray.platform.generate.ageing_model import load_ageing_model
+from neuroray.serve.predictor import PredictorError, load_predictor
 from neuroray.storage.faults import StoreError
 
 
@@ -67,3 +69,14 @@ def test_damaged_weights_are_not_handed_on(folder: Path, tmp_path: Path) -> None
     with pytest.raises(StoreError, match="is not the file"):
         export.run(export.Args(run=str(tmp_path / "run"), out=str(tmp_path / "model")))
     assert json.loads((tmp_path / "model" / "run.json").read_text())["status"] == "failed"
+
+
+def test_several_trainings_of_brains_are_not_taken_for_one(folder: Path, tmp_path: Path) -> None:
+    for number in range(2):
+        shutil.copytree(folder / "run", tmp_path / "folds" / f"fold-{number}")
+    with pytest.raises(ExportError, match=r"do not answer together.*fold-0"):
+        export.run(export.Args(run=str(tmp_path / "folds"), out=str(tmp_path / "model")))
+    assert not (tmp_path / "model").exists()
+    with pytest.raises(PredictorError, match=r"whose mean would be none.*name one of them: .*fold-0"):
+        load_predictor(str(tmp_path / "folds"))
+    assert load_predictor(str(tmp_path / "folds/fold-1")).card.ageing is not None

@@ -32,11 +32,13 @@ class BrainPlace:
         brightness: Mean over scans and over cubes of voxels, 0 to 1; 0 is what is no brain.
         block: Voxels along the edge of such a cube.
         least: The least overlap among the scans that it was learned from.
+        required: What a scan must reach.
     """
 
     brightness: Float32[np.ndarray, "x y z"] = field(hash=False, compare=False)
     block: int
     least: float
+    required: float = LEAST_OVERLAP
 
     def measure(self, volume: Float32[np.ndarray, "u v w"]) -> float:
         """Overlap of a scan with it: twice what both have in common over the sum of both (Dice, of shades); 0 to 1.
@@ -53,11 +55,11 @@ class BrainPlace:
             UnregisteredError: it is not.
         """
         found = self.measure(volume)
-        if found < LEAST_OVERLAP:
+        if found < self.required:
             raise UnregisteredError(
                 f"{name} is not registered as the scans of the training were: its brain lies elsewhere",
                 given=f"an overlap of {found:.2f}",
-                expected=f"{LEAST_OVERLAP:g} or more; the training's have {self.least:.2f}",
+                expected=f"{self.required:g} or more; the training's have {self.least:.2f}",
                 fix="look at the scan; register it and take off the skull, or ingest with --profile mni_affine",
             )
         return found
@@ -69,6 +71,7 @@ class BrainPlace:
             "shape": list(shades.shape),
             "block": self.block,
             "least_overlap": self.least,
+            "required_overlap": self.required,
             "brightness": base64.b64encode(shades.tobytes()).decode(),
         }
 
@@ -77,14 +80,18 @@ class BrainPlace:
         """What `to_json` wrote, to a shade."""
         shades = np.frombuffer(base64.b64decode(data["brightness"]), np.uint8).reshape(data["shape"])
         brightness = (shades / _NUM_SHADES).astype(np.float32)
-        return cls(brightness=brightness, block=int(data["block"]), least=float(data["least_overlap"]))
+        least, required = float(data["least_overlap"]), float(data.get("required_overlap", LEAST_OVERLAP))
+        return cls(brightness=brightness, block=int(data["block"]), least=least, required=required)
 
 
-def learn_place(volumes: Iterable[tuple[str, Float32[np.ndarray, "x y z"]]]) -> BrainPlace:
+def learn_place(
+    volumes: Iterable[tuple[str, Float32[np.ndarray, "x y z"]]], *, required: float = LEAST_OVERLAP
+) -> BrainPlace:
     """Where these brains lie; all of one grid, in [-1, 1].
 
     Args:
         volumes: Some of the training's, with their names.
+        required: What each of them must reach, and every scan that is looked at later.
 
     Raises:
         UnregisteredError: some of them lie elsewhere than the others.
@@ -96,15 +103,15 @@ def learn_place(volumes: Iterable[tuple[str, Float32[np.ndarray, "x y z"]]]) -> 
         shades.append(_shade(volume, block))
     mean = np.mean(shades, axis=0, dtype=np.float64).astype(np.float32)
     overlaps = {name: _overlap(shade, mean) for name, shade in zip(names, shades, strict=True)}
-    apart = [name for name, found in overlaps.items() if found < LEAST_OVERLAP]
+    apart = [name for name, found in overlaps.items() if found < required]
     if apart:
         raise UnregisteredError(
             f"{len(apart)} of {len(names)} scans that were looked at do not lie as the others do: not registered",
             given=", ".join(f"{name} with an overlap of {overlaps[name]:.2f}" for name in apart[:4]),
-            expected=f"{LEAST_OVERLAP:g} or more with the mean of all",
-            fix="register them and take off the skull, or ingest with --profile mni_affine; leave out what fails",
+            expected=f"{required:g} or more with the mean of all",
+            fix="register them and take off the skull, or ingest with --profile mni_affine; or insist: --min-overlap 0",
         )
-    return BrainPlace(brightness=mean, block=block, least=min(overlaps.values()))
+    return BrainPlace(brightness=mean, block=block, least=min(overlaps.values()), required=required)
 
 
 def _overlap(one: Float32[np.ndarray, "x y z"], other: Float32[np.ndarray, "x y z"]) -> float:

@@ -67,8 +67,11 @@ def test_it_comes_back_from_json_to_a_shade(place: BrainPlace) -> None:
 def test_some_that_lie_elsewhere_than_the_others_are_named() -> None:
     volumes = [(f"scan-{seed}", draw(seed)) for seed in range(8)]
     volumes.append(("scan-odd", np.roll(draw(8), 7, axis=1)))
-    with pytest.raises(UnregisteredError, match=r"1 of 9 scans.*scan-odd with an overlap of 0\.\d\d"):
+    with pytest.raises(UnregisteredError, match=r"1 of 9 scans.*scan-odd with an overlap of 0\.\d\d.*--min-overlap 0"):
         learn_place(volumes)
+    insisted = BrainPlace.from_json(learn_place(volumes, required=0.0).to_json())
+    assert insisted.least < 0.8
+    assert insisted.require(np.full_like(draw(1), -1)) == 0
 
 
 def add_scan(store: ScanStore, voxels: np.ndarray) -> str:

@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from neuroray.config import Config
-from neuroray.platform.data.brain_place import BrainPlace, learn_place
+from neuroray.platform.data.brain_place import LEAST_OVERLAP, BrainPlace, learn_place
 from neuroray.platform.data.brain_volumes import BrainVolumeReader, Grid, choose_grid
 from neuroray.platform.data.collate import ITEM
 from neuroray.platform.data.plan import ReadItem
@@ -82,6 +82,8 @@ class NeuroARVQVAERecipe(Recipe):
         loss: Terms and their weights.
         adversary: How the adversary learns.
         grid_shape: Volumes are padded and cut to it; None: the smallest that holds them all.
+        min_overlap: Of a brain with the mean brain, for a scan to count as registered, here and wherever the tokenizer
+            is used; 0: any.
     """
 
     model_name: Annotated[Literal["neuroar_vqvae"], tyro.conf.Suppress] = "neuroar_vqvae"
@@ -89,6 +91,7 @@ class NeuroARVQVAERecipe(Recipe):
     loss: VQVAELossConfig = field(default_factory=VQVAELossConfig)
     adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
     grid_shape: Grid | None = None
+    min_overlap: float = LEAST_OVERLAP
     data: DataConfig = field(default_factory=lambda: DataConfig(target=""))
     split: SplitConfig = field(default_factory=lambda: SplitConfig(stratify_by=None))
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(name="adamw", lr=1e-4))
@@ -167,7 +170,7 @@ class NeuroARVQVAETask:
             facts={
                 "grid_shape": list(grid),
                 "scales": [list(scale) for scale in recipe.model.scales(grid)],
-                "brain_place": _learn_place(store, [*split.train, *split.val], grid).to_json(),
+                "brain_place": _learn_place(store, [*split.train, *split.val], grid, recipe.min_overlap).to_json(),
                 "trained_on": mark_people(records, [*split.train, *split.val]),
             },
             profile=profile,
@@ -346,11 +349,12 @@ def require_volumes(records: Sequence[ScanRecord], recipe: Recipe) -> None:
         )
 
 
-def _learn_place(store: ScanStore, scan_ids: Sequence[str], grid: Grid) -> BrainPlace:
+def _learn_place(store: ScanStore, scan_ids: Sequence[str], grid: Grid, required: float) -> BrainPlace:
     """From a few scans, evenly over all of them."""
     chosen = sorted(scan_ids)[:: max(1, len(scan_ids) // _NUM_PLACED)][:_NUM_PLACED]
     reader = BrainVolumeReader(store.uri, store.version, grid, cache_bytes=0)
-    return learn_place((scan_id, reader(ReadItem(scan_id=scan_id))["volume"]) for scan_id in chosen)
+    volumes = ((scan_id, reader(ReadItem(scan_id=scan_id))["volume"]) for scan_id in chosen)
+    return learn_place(volumes, required=required)
 
 
 def _judge_volumes(made: VQVAEOutput, volume: Tensor, brain: Tensor) -> dict[str, Tensor]:
