@@ -134,6 +134,20 @@ def test_means_and_differences_are_those_of_the_pairs(asked: tuple[Path, dict[st
     assert "sub-" not in (out / "report.json").read_text()
 
 
+def test_folds_are_pooled(trained: Path, asked: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    for number in (0, 1):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / f"fold-{number}").symlink_to(trained / "run")
+    args = evaluate.Args(run=str(tmp_path / "run"), out=str(tmp_path / "out"), num_resamples=200, skip_example=True)
+    found = evaluate.run(args)
+    once = asked[1]
+    # The same fold twice: twice the pairs of the same people, and the same means.
+    assert (found["num_pairs"], found["num_people"]) == (2 * once["num_pairs"], once["num_people"])
+    for metric in ("psnr_brain", "l1_whole", "changed_token_accuracy"):
+        told, single = (one["whole"]["metrics"]["model"][metric]["value"] for one in (found, once))
+        assert told == pytest.approx(single, rel=1e-9)
+
+
 def test_backward_gives_the_older_scan(trained: Path, asked: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     ask(trained, tmp_path, backward=True)
     forward, backward = read_rows(asked[0] / "pairs.csv"), read_rows(tmp_path / "pairs.csv")
