@@ -45,10 +45,13 @@ def add_ages(question: Question, args: Args, known: Participant | None) -> Quest
         QuestionError: neither says any, or they are none.
     """
     ages = args.ages
-    if args.in_years and question.age_years is not None:
+    if args.in_years:
+        if question.age_years is None:
+            fix = "--age-years, or an age in the table of --people"
+            raise QuestionError("the age at which the scan was made is not given", expected="years", fix=fix)
         ages = tuple(round(question.age_years + years, 6) for years in args.in_years)
     column = "" if known is None else known.extra.get(COLUMN, "")
-    if not ages and not args.in_years and column.strip():
+    if not ages and column.strip():
         try:
             ages = tuple(float(one) for one in re.split(r"[\s;,]+", column.strip()))
         except ValueError:

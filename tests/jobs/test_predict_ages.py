@@ -129,3 +129,5 @@ def test_which_ages_must_be_said_once(folder: Path, tmp_path: Path) -> None:
         ask(folder, tmp_path, age_years=low, ages=(high,), in_years=(2.0,))
     _, (line,) = ask(folder, tmp_path, ages=(high,))
     assert "age at which the scan was made is not given" in line["refusal"]
+    _, (line,) = ask(folder, tmp_path, in_years=(2.0,))
+    assert "age at which the scan was made is not given" in line["refusal"]
