@@ -15,9 +15,9 @@ from neuroray.platform.generate.ageing_model import load_ageing_model
 from neuroray.platform.generate.ages import check_ages, name_age
 from neuroray.platform.generate.generated import BrainAtAge, check_sampling
 from neuroray.platform.generate.pictures import draw_strip, make_animation, to_dark_png
-from neuroray.platform.generate.sweep import DIFFERENCE_AGAINST, AgesAsked, AgeSweep
+from neuroray.platform.generate.sweep import AgesAsked, AgeSweep
 from neuroray.platform.generate.sweep_pictures import find_shown_of, tell_rows
-from neuroray.platform.models.neuroar.generate import SamplingConfig
+from neuroray.platform.models.neuroar.generate import Decode, Detail, SamplingConfig
 from neuroray.serve.ageing import check_asked, tell_ages
 from neuroray.storage.nifti import read_scan, write_map
 from neuroray.storage.profiles.agreement import read_model_profile
@@ -60,6 +60,14 @@ class Args:
 
     guidance_ramp: bool = True
     """Guide not at all at the coarsest scale and fully at the finest, as VAR does; else at each alike."""
+
+    decode: Decode | None = None
+    """`codes`: the chosen codes; `mean`: at each place the mean of all by their probabilities, so that the brain moves
+    a little with every year. None: as the run's recipe says."""
+
+    detail: Detail | None = None
+    """`none`: what tokens lose of the scan is lost; `scan`: the scan plus the change that is told. None: as the run's
+    recipe says."""
 
     samples: int = 1
     """Draw so many brains for each age: their mean is written, and their standard deviation as age_70_sd.nii.gz."""
@@ -118,6 +126,8 @@ def _choose_sampling(args: Args) -> SamplingConfig:
         age_guidance=args.age_guidance,
         previous_guidance=args.previous_guidance,
         guidance_ramp=args.guidance_ramp,
+        decode=args.decode,
+        detail=args.detail,
     )
 
 
@@ -157,5 +167,5 @@ def _tell(answer: dict[str, Any], out: Path) -> str:
     ]
     lines += [f"  note: {warning}" for warning in answer["warnings"]]
     return "\n".join(
-        [*lines, f"differences are against {DIFFERENCE_AGAINST}", f"pictures: {out / 'strip.png'}, ages.gif"]
+        [*lines, f"differences are against {answer['difference_against']}", f"pictures: {out / 'strip.png'}, ages.gif"]
     )

@@ -33,6 +33,34 @@ def smoke() -> NeuroARRecipe:
     )
 
 
+def small() -> NeuroARRecipe:
+    """For the tokens of `neuroar/vqvae:small`, on a CPU: it starts as a copy of the previous scan and learns change."""
+    tokenizer = neuroar_vqvae.small()
+    return NeuroARRecipe(
+        name="neuroar/transformer:small",
+        model=NeuroARConfig(
+            quantiser=tokenizer.model.quantiser,
+            latent_shape=(9, 11, 10),
+            width=32,
+            depth=1,
+            num_heads=4,
+            gamma=0.1,
+            dropout=0.5,
+            head="nearest",
+            age_periods_years=(4.0, 128.0),
+            num_age_periods=8,
+            age_dropout=0.0,
+            previous_dropout=0.0,
+        ),
+        split=tokenizer.split,
+        optim=OptimConfig(name="adamw", lr=1e-3, weight_decay=0.1, schedule="cosine", warmup_steps=20, clip_norm=2.0),
+        loop=LoopConfig(batch_size=4, num_epochs=6, eval_every_epochs=3, select_by="val_loss"),
+        direction="both",
+        decode="vectors",
+        detail="scan",
+    )
+
+
 def base() -> NeuroARRecipe:
     """For one GPU: width 512, 16 blocks, bfloat16, both directions of time."""
     return dataclasses.replace(

@@ -31,6 +31,43 @@ def smoke() -> NeuroARVQVAERecipe:
     )
 
 
+def small() -> NeuroARVQVAERecipe:
+    """For registered volumes of 4 mm (`--profile mni_affine --profile-spacing-mm 4`) on a CPU.
+
+    The network draws the difference from the mean of the training people, each cube of 4 voxels by its principal
+    components and what is learned beside; the last three scales are on one grid, each on what those before it left.
+    """
+    finest = (9, 11, 10)
+    return NeuroARVQVAERecipe(
+        name="neuroar/vqvae:small",
+        model=VQVAEConfig(
+            channels=32,
+            multipliers=(1,),
+            fold=4,
+            num_blocks=1,
+            norm_groups=8,
+            attention=False,
+            grid=(36, 44, 40),
+            reference="mean",
+            places=True,
+            shortcut=True,
+            checkpoint=False,
+            quantiser=QuantiserConfig(
+                num_codes=1024,
+                code_dim=32,
+                scales=((1, 1, 1), (2, 3, 3), (5, 6, 5), finest, finest, finest),
+                num_refiners=6,
+                decay=0.97,
+                level_sizes=True,
+            ),
+        ),
+        loss=VQVAELossConfig(l2_weight=5.0, brain_weight=5.0, adversarial_weight=0.0),
+        split=SplitConfig(stratify_by=None, num_parts=10, test_parts=2, num_folds=5),
+        optim=OptimConfig(name="adamw", lr=2e-3, weight_decay=0.01, schedule="cosine", warmup_steps=20, clip_norm=1.0),
+        loop=LoopConfig(batch_size=4, num_epochs=30, eval_every_epochs=5, select_by="val_psnr"),
+    )
+
+
 def base() -> NeuroARVQVAERecipe:
     """For one GPU: one block a level, bfloat16, the adversary from epoch 5 on, until validation no longer improves."""
     return dataclasses.replace(

@@ -47,7 +47,8 @@ class AgeTeller(Protocol):
 class ModelTeller:
     """The model, greedily: bit for bit what `neuroray generate` makes of the same scan, before it is laid back.
 
-    Its changes are against the tokenizer's reconstruction of the scan, as those of `generate` are.
+    Its changes are against the tokenizer's reconstruction of the scan, as those of `generate` are; where the run's
+    recipe keeps the scan's detail, against the scan.
     """
 
     model: AgeingModel
@@ -58,9 +59,11 @@ class ModelTeller:
         return "model"
 
     def tell(self, visit: Visit, age_years: float) -> Told:
-        """The likeliest code everywhere."""
-        told = tell_at_age(self.model, visit.tokens, (visit.age_years, age_years), sampling=SamplingConfig())
-        return Told(volume=told.volume, start=decode_visit(self.model, visit), tokens=told.tokens)
+        """The likeliest code everywhere, or what the run's recipe decodes in its place."""
+        ages, sampling = (visit.age_years, age_years), self.model.complete(SamplingConfig())
+        told = tell_at_age(self.model, visit.tokens, ages, sampling=sampling, volume=visit.volume)
+        start = visit.volume if sampling.detail == "scan" else decode_visit(self.model, visit)
+        return Told(volume=told.volume, start=start, tokens=told.tokens)
 
 
 def decode_visit(model: AgeingModel, visit: Visit) -> Float32[np.ndarray, "x y z"]:

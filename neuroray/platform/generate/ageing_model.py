@@ -13,7 +13,7 @@ from neuroray.platform.data.brain_place import BrainPlace
 from neuroray.platform.data.brain_volumes import Grid
 from neuroray.platform.generate.ages import GenerationError
 from neuroray.platform.models.neuroar import NeuroARConfig, VQVAEConfig
-from neuroray.platform.models.neuroar.generate import generate_tokens
+from neuroray.platform.models.neuroar.generate import SamplingConfig, generate_tokens
 from neuroray.platform.models.neuroar.transformer import NeuroARTransformer
 from neuroray.platform.models.neuroar.vqvae import VQVAE
 from neuroray.storage.checkpoint import load_weights
@@ -59,6 +59,10 @@ class AgeingModel:
         tokens = self.tokenizer.encode(volume)
         made = generate_tokens(self.transformer, self.tokenizer.quantiser, tokens, ages)
         return {"tokens": tokens, "generated": made, "volume": self.tokenizer.decode(made[1:], self.grid)}
+
+    def complete(self, sampling: SamplingConfig) -> SamplingConfig:
+        """With what its recipe says where nothing else is asked for."""
+        return sampling.complete(**self.card.get("sampling", {"decode": "codes", "detail": "none"}))
 
     def to_json(self) -> dict[str, Any]:
         """What is told of it."""

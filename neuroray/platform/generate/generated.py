@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float32, Int
 from neuroray.platform.data.brain_volumes import HIGHEST, LOWEST, fit_grid, restore_grid, scale_brain
 from neuroray.platform.generate.ageing_model import AgeingModel
 from neuroray.platform.generate.ages import GenerationError
-from neuroray.platform.models.neuroar.generate import SamplingConfig, generate_tokens
+from neuroray.platform.models.neuroar.generate import SamplingConfig, generate_latent
 from neuroray.storage.profiles import Profile, TemplateTransform, lay_back, prepare
 from neuroray.storage.scan import Scan, ScanError
 
@@ -160,7 +160,15 @@ def generate_at_age(
     Raises:
         GenerationError: see `check_sampling`.
     """
-    told = tell_at_age(model, given.tokens, ages_years, sampling=sampling, num_samples=num_samples, seed=seed)
+    told = tell_at_age(
+        model,
+        given.tokens,
+        ages_years,
+        sampling=sampling,
+        num_samples=num_samples,
+        seed=seed,
+        volume=given.volume,
+    )
     return BrainAtAge(
         age_years=ages_years[1],
         values=given.restore(told.volume),
@@ -178,6 +186,7 @@ def tell_at_age(
     sampling: SamplingConfig,
     num_samples: int = 1,
     seed: int = 0,
+    volume: Volume | None = None,
 ) -> ToldVolume:
     """`generate_at_age` before it is laid back onto the scan: what evaluations look at.
 
@@ -188,20 +197,34 @@ def tell_at_age(
         sampling: How codes are chosen.
         num_samples: Drawn one beside the other.
         seed: Of the draws.
+        volume: The scan itself, on the model's grid in [-1, 1], where its detail is asked for.
 
     Raises:
-        GenerationError: see `check_sampling`.
+        GenerationError: see `check_sampling`; detail of a scan that is not given.
     """
     check_sampling(sampling, num_samples)
+    sampling = model.complete(sampling)
     ages = torch.tensor([ages_years] * num_samples, dtype=torch.float32, device=model.device)
-    generator = torch.Generator(device=model.device).manual_seed(seed)
-    told = generate_tokens(model.transformer, model.tokenizer.quantiser, tokens, ages, sampling, generator=generator)
-    made = model.tokenizer.decode(told, model.grid).cpu().numpy()
+    made, told = _draw(model, tokens, ages, sampling, seed)
+    if sampling.detail == "scan":
+        if volume is None:
+            raise GenerationError("the scan's detail is asked for without the scan", fix="volume=")
+        now, _ = _draw(model, tokens, ages[:, :1].expand(-1, 2), sampling, seed)
+        made = np.clip(volume + (made - now), -1, 1)
     return ToldVolume(
         volume=made.mean(0, dtype=np.float32),
         spread=made.std(0, ddof=1) if num_samples > 1 else None,
         tokens=told,
     )
+
+
+def _draw(
+    model: AgeingModel, tokens: torch.Tensor, ages: torch.Tensor, sampling: SamplingConfig, seed: int
+) -> tuple[Float32[np.ndarray, "row x y z"], Int[torch.Tensor, "row token"]]:
+    generator = torch.Generator(device=model.device).manual_seed(seed)
+    told = generate_latent(model.transformer, model.tokenizer.quantiser, tokens, ages, sampling, generator=generator)
+    made = torch.cat([model.tokenizer.decode_latent(one[None]) for one in told.latent])
+    return made.cpu().numpy(), told.tokens
 
 
 def check_sampling(sampling: SamplingConfig, num_samples: int) -> None:

@@ -26,7 +26,10 @@ from neuroray.platform.models.neuroar.generate import SamplingConfig
 
 # What training asks of a tokenizer unless told otherwise (--min-psnr-db).
 _LEAST_PSNR_DB: Final = 25.0
-DIFFERENCE_AGAINST: Final = "the tokenizer's own reconstruction of the scan (reconstruction.nii.gz), and not the scan"
+_AGAINST: Final = {
+    "none": "the tokenizer's own reconstruction of the scan (reconstruction.nii.gz), and not the scan",
+    "scan": "the scan as its profile left it, whose detail was kept",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +66,7 @@ class AgeSweep:
         prepared: The scan as its profile left it, its brain alone, on the file's grid: as blurred by the way as the
             others.
         reconstruction: What the tokenizer makes of it, there too.
+        start: What changes are counted from: the reconstruction, or, where the scan's detail is kept, the scan.
         psnr_db: Of the reconstruction, over the brain.
         regions: Volumes of tissues and places.
         made: An entry for each age, in the order asked.
@@ -74,14 +78,20 @@ class AgeSweep:
     brain: Bool[np.ndarray, "x y z"]
     prepared: Volume
     reconstruction: Volume
+    start: Volume
     psnr_db: float
     regions: SweepRegions
     made: tuple[BrainAtAge, ...]
     warnings: tuple[str, ...] = ()
 
     def change_to(self, one: BrainAtAge) -> Volume:
-        """An age minus the reconstruction: what the transformer changed, free of the tokenizer's errors."""
-        return one.values - self.reconstruction
+        """An age minus what it starts from: what the transformer changed, free of the tokenizer's errors."""
+        return one.values - self.start
+
+    @property
+    def difference_against(self) -> str:
+        """What changes are counted from, in words."""
+        return _AGAINST[self.asked.sampling.detail or "none"]
 
     def to_json(self) -> dict[str, Any]:
         """All that is measured; no volumes."""
@@ -91,7 +101,7 @@ class AgeSweep:
             "sampling": {**asked.sampling.to_json(), "seed": asked.seed},
             "num_samples": asked.num_samples,
             "ages": [self._describe(one) for one in self.made],
-            "difference_against": DIFFERENCE_AGAINST,
+            "difference_against": self.difference_against,
             "reconstruction": {
                 "psnr_db": self.psnr_db,
                 "mean_absolute_error": mean_absolute(self.reconstruction - self.prepared, self.brain),
@@ -128,6 +138,7 @@ def sweep_ages(
     Raises:
         GenerationError: samples that would all be the same.
     """
+    asked = dataclasses.replace(asked, sampling=model.complete(asked.sampling))
     plain = reconstruct(model, given)
     psnr_db = measure_reconstruction(given, plain)
     made = [
@@ -147,6 +158,7 @@ def sweep_ages(
         brain=find_own_brain(given),
         prepared=_lay_prepared(given),
         reconstruction=given.restore(plain),
+        start=given.restore(given.volume if asked.sampling.detail == "scan" else plain),
         psnr_db=psnr_db,
         regions=measure_regions(given, plain, made),
         made=tuple(made),

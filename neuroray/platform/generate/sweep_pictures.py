@@ -55,7 +55,7 @@ def find_shown_of(sweep: AgeSweep) -> Shown:
 def tell_rows(sweep: AgeSweep) -> list[PictureRow]:
     """The scan, its reconstruction, and each age."""
     now = f"{name_age(sweep.asked.age_years)} years"
-    base = sweep.reconstruction
+    base = sweep.start
     rows = [
         PictureRow(label=f"scan\n{now}", values=sweep.prepared, change=None),
         PictureRow(label=f"reconstructed\n{now}", values=base, change=base - sweep.prepared),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
 _SPREAD_OF_COPIES = 0.05
+_SMALLEST_LEVEL = 1e-6
 
 
 class Codebook(nn.Module):
@@ -145,6 +146,50 @@ class Codebook(nn.Module):
         noise = torch.randn(number - len(chosen), rows.shape[1], generator=generator).to(rows)
         copies = rows[again[: len(noise)].to(rows.device)] + _SPREAD_OF_COPIES * rows.std(0, correction=0) * noise
         return torch.cat([rows[chosen.to(rows.device)], copies]).to(self.codes.dtype)
+
+
+class LevelSizes(nn.Module):
+    """How large what each scale looks up usually is: the root of the running mean of its square, over all ranks."""
+
+    sizes: Tensor
+    squares: Tensor
+    num_updates: Tensor
+
+    def __init__(self, num_scales: int, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("sizes", torch.ones(num_scales))
+        self.register_buffer("squares", torch.zeros(num_scales))
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def observe(
+        self,
+        vectors: Float[Tensor, "batch token channel"],
+        scale_sizes: Sequence[int],
+        counted: Bool[Tensor, " batch"] | None = None,
+    ) -> None:
+        """Moves each towards that of these vectors; the first ones set it. Vectors that are no numbers change nothing.
+
+        Args:
+            vectors: Not levelled; the scales behind each other.
+            scale_sizes: How many of the tokens each scale has.
+            counted: Rows that count; None: all.
+        """
+        if counted is not None:
+            vectors = vectors[counted]
+        found = [part.double().square().sum() for part in vectors.split(list(scale_sizes), 1)]
+        numbers = [float(len(vectors) * size * vectors.shape[2]) for size in scale_sizes]
+        totals = torch.stack([torch.stack(found), torch.tensor(numbers, dtype=torch.float64, device=vectors.device)])
+        if _is_shared():
+            dist.all_reduce(totals)
+        if not totals.isfinite().all() or not bool((totals[1] > 0).all()):
+            return
+        self.num_updates += 1
+        # Weights of all updates so far add up to 1, so that the zeros of the start count nothing.
+        share = (1 - self.decay) / (1 - self.decay ** int(self.num_updates))
+        self.squares.lerp_((totals[0] / totals[1]).to(self.squares), share)
+        self.sizes.copy_(self.squares.sqrt().clamp_min(_SMALLEST_LEVEL))
 
 
 def _is_shared() -> bool:

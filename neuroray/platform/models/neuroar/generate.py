@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 
+Decode = Literal["codes", "mean", "vectors"]
+Detail = Literal["none", "scan"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingConfig(Config):
     """How codes are chosen.
@@ -31,6 +36,14 @@ class SamplingConfig(Config):
         top_p: Only among the likeliest codes that together have this probability; 1: all.
         age_guidance: How much further to go in the direction in which ages change logits; 1: as far as they do.
         previous_guidance: The same of the previous scan.
+        decode: What is decoded; None: what the run's recipe says (`complete`), else codes. `codes`: those that are
+            chosen, as in the paper. `mean`: at each place the mean of all codes by their probabilities, of which later
+            scales are told too: the latent then moves a little with every year, where a choice of codes stays the same
+            for years and jumps. `vectors`: of a `nearest` head, what codes are compared with, in their place: nothing
+            of a change is rounded off, and nothing of the codebook is left in it. These two draw nothing.
+        detail: What becomes of that in the scan which its tokens lose; None: what the run's recipe says, else none.
+            `none`: it is lost, as in the paper. `scan`: what is generated is the scan itself plus the difference
+            between what the model tells of the target age and of the scan's own: at its own age, the scan.
         guidance_ramp: Go none of that further way at the first scale and all of it at the last, as VAR does; else
             at every scale.
     """
@@ -40,6 +53,8 @@ class SamplingConfig(Config):
     top_p: float = 1.0
     age_guidance: float = 1.0
     previous_guidance: float = 1.0
+    decode: Decode | None = None
+    detail: Detail | None = None
     guidance_ramp: bool = True
 
     def __post_init__(self) -> None:
@@ -47,8 +62,17 @@ class SamplingConfig(Config):
             raise ConfigError(
                 "sampling is none", given=self.to_json(), expected="temperature and top_k >= 0, top_p to 1"
             )
+        if self.decode in ("mean", "vectors") and self.temperature > 0:
+            given = f"temperature {self.temperature:g}, decode {self.decode}"
+            raise ConfigError("only chosen codes are drawn", given=given, fix="temperature 0, or decode codes")
         if not all(0 <= one < math.inf for one in (self.age_guidance, self.previous_guidance)):
             raise ConfigError("guidance is none", given=self.to_json(), expected="0 or more")
+
+    def complete(self, decode: Decode, detail: Detail) -> SamplingConfig:
+        """With what is left open; codes that are drawn are what is decoded."""
+        if self.temperature > 0:
+            decode = "codes"
+        return dataclasses.replace(self, decode=self.decode or decode, detail=self.detail or detail)
 
     @property
     def is_guided(self) -> bool:
@@ -77,6 +101,18 @@ def require_guidance(config: NeuroARConfig, sampling: SamplingConfig) -> None:
         )
 
 
+class Generated(NamedTuple):
+    """What was generated.
+
+    Attributes:
+        tokens: The chosen codes.
+        latent: To be decoded.
+    """
+
+    tokens: Int[Tensor, "batch token"]
+    latent: Float[Tensor, "batch channel x y z"]
+
+
 @torch.no_grad()
 def generate_tokens(
     model: NeuroARTransformer,
@@ -101,6 +137,20 @@ def generate_tokens(
         ModelError: inputs that do not fit, ages that are none.
         ConfigError: sampling without a generator; guidance of a model that learned from no hidden rows.
     """
+    return generate_latent(model, quantiser, previous_tokens, ages_years, sampling, generator=generator).tokens
+
+
+@torch.no_grad()
+def generate_latent(
+    model: NeuroARTransformer,
+    quantiser: MultiScaleQuantiser,
+    previous_tokens: Int[Tensor, "previous token"],
+    ages_years: Float[Tensor, "batch 2"],
+    sampling: SamplingConfig | None = None,
+    *,
+    generator: torch.Generator | None = None,
+) -> Generated:
+    """Tokens, and the latent to be decoded (`VQVAE.decode_latent`); see `generate_tokens`."""
     sampling = sampling or SamplingConfig()
     require_guidance(model.config, sampling)
     if sampling.temperature > 0 and generator is None:
@@ -108,6 +158,9 @@ def generate_tokens(
             "codes are drawn from a generator", given=None, fix="generator=torch.Generator().manual_seed(0)"
         )
     config = model.config
+    if config.order == "token" and sampling.decode in ("mean", "vectors"):
+        fix = "decode codes"
+        raise ConfigError("tokens told one by one are decoded as they are", given=f"decode {sampling.decode}", fix=fix)
     scales, shape = config.scales, config.latent_shape
     branches = _prepare_branches(model, describe_previous(quantiser, previous_tokens, shape), ages_years, sampling)
     total: Tensor | None = None
@@ -118,12 +171,38 @@ def generate_tokens(
         choose = partial(_choose_guided, sampling=sampling, ramp=ramp, generator=generator)
         if config.order == "token":
             codes, branches = _tell_one_by_one(model, quantiser, index, inputs, branches, found, choose)
+            vectors = quantiser.codebook.read(codes)
         else:
-            codes, branches = choose([(w, *model.tell_scale(index, inputs, branch)) for w, branch in branches])
+            told = [(w, *model.tell_scale(index, inputs, branch)) for w, branch in branches]
+            codes, branches = choose(told)
+            vectors = _choose_vectors(told, codes, quantiser, sampling, ramp)
         found.append(codes)
-        part = quantiser.add_scale(found[-1], index, scales)
+        part = quantiser.add_codes(vectors, index, scales)
         total = part if total is None else total + part
-    return torch.cat(found, 1)
+    tokens = torch.cat(found, 1)
+    assert total is not None  # there is a scale
+    # Chosen codes are summed volume by volume, so that a batch changes no bit of what is decoded.
+    return Generated(tokens, total if sampling.decode in ("mean", "vectors") else quantiser.decode(tokens, shape))
+
+
+def _choose_vectors(
+    told: list[tuple[float, Tensor, Conditions]],
+    codes: Tensor,
+    quantiser: MultiScaleQuantiser,
+    sampling: SamplingConfig,
+    ramp: float,
+) -> Float[Tensor, "batch token code_channel"]:
+    """What is decoded of a scale: the chosen codes, their mean, or what they were compared with."""
+    if sampling.decode == "mean":
+        shares = _guide([(weight, one) for weight, one, _ in told], ramp).softmax(-1)
+        return shares @ quantiser.codebook.codes.float()
+    if sampling.decode != "vectors":
+        return quantiser.codebook.read(codes)
+    vectors = told[0][2].told
+    if vectors is None:
+        given, fix = "decode vectors", "decode codes or mean"
+        raise ConfigError("a linear head compares codes with no vector", given=given, fix=fix)
+    return vectors
 
 
 def choose_codes(

@@ -27,7 +27,8 @@ class VQVAELossConfig(Config):
 
     Attributes:
         l1_weight: Of the mean absolute error.
-        brain_weight: How much a voxel of the brain counts in it, against one beside it.
+        l2_weight: Of the mean squared error, which decibels are of.
+        brain_weight: How much a voxel of the brain counts in both, against one beside it.
         quantiser_weight: Of codebook and commitment.
         perceptual_weight: Of the distance between features of slices, by a frozen 2D network; off by default, as a
             network's weights have to be at hand.
@@ -44,6 +45,7 @@ class VQVAELossConfig(Config):
     """
 
     l1_weight: float = 1.0
+    l2_weight: float = 0.0
     brain_weight: float = 1.0
     quantiser_weight: float = 1.0
     perceptual_weight: float = 0.0
@@ -58,9 +60,16 @@ class VQVAELossConfig(Config):
     discriminator_channels: int = 32
 
     def __post_init__(self) -> None:
-        weights = (self.l1_weight, self.quantiser_weight, self.perceptual_weight, self.adversarial_weight)
-        if min(*weights, self.adversarial_epochs) < 0 or min(self.l1_weight, self.brain_weight) <= 0:
-            raise ConfigError("weights are none", given=self.to_json(), expected="0 or more, and some absolute error")
+        weights = (
+            self.l1_weight,
+            self.l2_weight,
+            self.quantiser_weight,
+            self.perceptual_weight,
+            self.adversarial_weight,
+        )
+        if min(*weights, self.adversarial_epochs) < 0 or min(self.l1_weight + self.l2_weight, self.brain_weight) <= 0:
+            expected = "0 or more, and some error of voxels"
+            raise ConfigError("weights are none", given=self.to_json(), expected=expected)
         if min(self.perceptual_slices, self.discriminator_channels) < 1:
             raise ConfigError("sizes are too small", given=self.to_json(), expected="at least 1")
 
@@ -69,7 +78,19 @@ def absolute_error(
     one: Volume, other: Volume, brain: Bool[Tensor, "batch x y z"] | None = None, brain_weight: float = 1.0
 ) -> PerVolume:
     """The mean over voxels, those of the brain weighted; None: all alike."""
-    error = (one - other).abs().flatten(1)
+    return _weigh((one - other).abs().flatten(1), brain, brain_weight)
+
+
+def squared_error(
+    one: Volume, other: Volume, brain: Bool[Tensor, "batch x y z"] | None = None, brain_weight: float = 1.0
+) -> PerVolume:
+    """The same of squares."""
+    return _weigh((one - other).square().flatten(1), brain, brain_weight)
+
+
+def _weigh(
+    error: Float[Tensor, "batch voxel"], brain: Bool[Tensor, "batch x y z"] | None, brain_weight: float
+) -> PerVolume:
     if brain is None or brain_weight == 1:
         return error.mean(1)
     weights = torch.where(brain.flatten(1), brain_weight, 1.0)

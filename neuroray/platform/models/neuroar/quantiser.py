@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from neuroray.platform.models.errors import ModelError
-from neuroray.platform.models.neuroar.codebook import Codebook
+from neuroray.platform.models.neuroar.codebook import Codebook, LevelSizes
 from neuroray.platform.models.neuroar.quantiser_config import QuantiserConfig, Shape
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class MultiScaleQuantiser(nn.Module):
         self.refiners = nn.ModuleList(
             Refiner(config.code_dim, config.refiner_share) for _ in range(config.num_refiners)
         )
+        if config.level_sizes:
+            self.levels = LevelSizes(len(config.scales) or config.num_scales, config.decay)
 
     def forward(self, latent: Latent, counted: Bool[Tensor, " batch"] | None = None) -> Quantised:
         """Quantises, and in training moves the codebook where it follows the data.
@@ -78,10 +80,12 @@ class MultiScaleQuantiser(nn.Module):
             sizes = [_volume(scale) for scale in scales]
             follows = self.training and self.codebook.follows_data
             if follows and not self.codebook.has_started:
-                self.codebook.start(self._decompose(latent.detach(), scales), sizes, counted)
+                self._start(latent.detach(), scales, counted)
             quantised, vectors = self._quantise(latent, scales)
             if follows:
-                self.codebook.observe(vectors, quantised.tokens, sizes, counted)
+                self.codebook.observe(self._level(vectors, scales), quantised.tokens, sizes, counted)
+                if self.config.level_sizes:
+                    self.levels.observe(vectors, sizes, counted)
         return quantised
 
     @torch.no_grad()
@@ -127,8 +131,23 @@ class MultiScaleQuantiser(nn.Module):
 
     def add_scale(self, tokens: Tokens, scale_index: int, scales: tuple[Shape, ...]) -> Latent:
         """What one scale's tokens add to the sum."""
-        codes = self.codebook.read(tokens).transpose(1, 2).unflatten(2, scales[scale_index])
+        return self.add_codes(self.codebook.read(tokens), scale_index, scales)
+
+    def add_codes(
+        self, codes: Float[Tensor, "batch token channel"], scale_index: int, scales: tuple[Shape, ...]
+    ) -> Latent:
+        """What one scale's codes, or means of some, add to the sum."""
+        codes = codes.transpose(1, 2).unflatten(2, scales[scale_index])
+        if self.config.level_sizes:
+            codes = codes * self.levels.sizes[scale_index]
         return self._refine(codes, scale_index, scales)
+
+    def read(self, tokens: Tokens, latent_shape: Shape) -> Float[Tensor, "batch token channel"]:
+        """The codes of all scales, each as large as its scale adds it."""
+        codes = self.codebook.read(tokens)
+        if not self.config.level_sizes:
+            return codes
+        return codes * self._spread_levels(self.config.resolve_scales(latent_shape))[:, None]
 
     @torch.no_grad()
     def teacher_inputs(self, tokens: Tokens, latent_shape: Shape) -> Float[Tensor, "batch later_token channel"]:
@@ -146,7 +165,8 @@ class MultiScaleQuantiser(nn.Module):
         vectors, tokens, losses = [], [], []
         for index, scale in enumerate(scales):
             looked = shrink(rest, scale).flatten(2).transpose(1, 2)
-            found = self.codebook.find_nearest(looked)
+            level = self.levels.sizes[index] if self.config.level_sizes else 1.0
+            found = self.codebook.find_nearest(looked / level)
             part = self.add_scale(found, index, scales)
             counts = part if kept is None else part * (index < kept)[:, None, None, None, None]
             total, rest = total + counts, rest - part.detach()
@@ -167,6 +187,21 @@ class MultiScaleQuantiser(nn.Module):
         rows = len(latent)
         fewer = torch.randint(least, num_scales, (rows,), device=latent.device)
         return torch.where(torch.rand(rows, device=latent.device) < share, fewer, num_scales)
+
+    def _start(self, latent: Latent, scales: tuple[Shape, ...], counted: Bool[Tensor, " batch"] | None) -> None:
+        vectors, sizes = self._decompose(latent, scales), [_volume(scale) for scale in scales]
+        if self.config.level_sizes:
+            self.levels.observe(vectors, sizes, counted)
+        self.codebook.start(self._level(vectors, scales), sizes, counted)
+
+    def _level(
+        self, vectors: Float[Tensor, "batch token channel"], scales: tuple[Shape, ...]
+    ) -> Float[Tensor, "batch token channel"]:
+        return vectors / self._spread_levels(scales)[:, None] if self.config.level_sizes else vectors
+
+    def _spread_levels(self, scales: tuple[Shape, ...]) -> Float[Tensor, " token"]:
+        numbers = torch.tensor([_volume(scale) for scale in scales], device=self.levels.sizes.device)
+        return self.levels.sizes.repeat_interleave(numbers, output_size=sum(map(_volume, scales)))
 
     @torch.no_grad()
     def _decompose(self, latent: Latent, scales: tuple[Shape, ...]) -> Float[Tensor, "batch token channel"]:

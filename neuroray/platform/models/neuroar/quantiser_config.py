@@ -30,6 +30,9 @@ class QuantiserConfig(Config):
         scale_dropout: Share of training volumes that are reconstructed without their finest scales, a number of them
             drawn for each, so that coarse scales must say what they can; all scales are looked up, and all codes move.
         scales_kept: Of these volumes, the scales that are never left out.
+        level_sizes: Divide what each scale looks up by its usual size (the running root of its mean square), and
+            multiply what is found by it: all scales then use all of the codebook, where else coarse scales, whose
+            means are small, and late ones, to which little is left, share a few codes about 0.
     """
 
     num_codes: int = 2048
@@ -45,6 +48,7 @@ class QuantiserConfig(Config):
     commitment: float = 0.25
     scale_dropout: float = 0.0
     scales_kept: int = 2
+    level_sizes: bool = False
 
     def __post_init__(self) -> None:
         counts = (self.num_codes - 1, self.code_dim, self.num_scales, self.num_refiners, *sum(self.scales, ()))

@@ -12,6 +12,7 @@ from torch.nn import functional
 from neuroray.platform.models.errors import ModelError
 from neuroray.platform.models.neuroar.ages import AgeEmbedding
 from neuroray.platform.models.neuroar.blocks import Block, Memory, init_block, init_modulation
+from neuroray.platform.models.neuroar.nearest_head import NearestHead, Unchanged, measure_drift
 from neuroray.platform.models.neuroar.quantiser import MultiScaleQuantiser, shrink
 from neuroray.platform.models.neuroar.transformer_config import NeuroARConfig
 
@@ -40,14 +41,18 @@ class Conditions(NamedTuple):
         start: The vector of the ages, from which the first scale starts.
         condition: What blocks are given for AdaLN.
         previous: Of `channel`, embedded at all places.
+        unchanged: Of the `nearest` head: what codes of the previous scan, and the sum before them, ask for.
         memories: Of `sequence`, by block.
+        told: Of the `nearest` head, the vectors that the scale told last was compared with.
     """
 
     ages: Float[Tensor, "batch age channel"]
     start: Float[Tensor, "batch channel"]
     condition: Float[Tensor, "batch 1 channel"]
     previous: Tokens | None
+    unchanged: Unchanged | None
     memories: list[Memory | None]
+    told: Tokens | None = None
 
 
 class NeuroARTransformer(nn.Module):
@@ -71,7 +76,10 @@ class NeuroARTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.modulate = nn.Linear(width, 6 * width) if config.adaln == "shared" else None
         self.modulate_head = nn.Linear(width, 2 * width) if config.adaln != "none" else None
-        self.head = nn.Linear(width, config.quantiser.num_codes)
+        if config.head == "nearest":
+            self.head = NearestHead(config)
+        else:
+            self.head = nn.Linear(width, config.quantiser.num_codes)
         self._init()
 
     def forward(
@@ -105,12 +113,13 @@ class NeuroARTransformer(nn.Module):
         if tuple(target.shape) != expected:
             raise ModelError("inputs do not fit the scales", given=tuple(target.shape), expected=expected)
         conditions = self.prepare(ages_years, previous, hide_ages=hide_ages, hide_previous=hide_previous)
-        tokens = torch.cat([self._embed_start(conditions), self.embed_target(target.to(self.start.dtype))], 1)
-        tokens = self._add_before(tokens, before)
+        embedded = self._drop(self.embed_target(target.to(self.start.dtype)))
+        tokens = self._add_before(torch.cat([self._embed_start(conditions), embedded], 1), before)
         tokens = self._place(tokens, 0, config.num_tokens, conditions)
         for block, memory in zip(self.blocks, conditions.memories, strict=True):
             tokens, _ = block(tokens, conditions.condition, conditions.ages, config.ends, memory)
-        return NeuroAROutput(self._judge(tokens, conditions))
+        so_far = torch.cat([target.new_zeros(len(target), config.ends[1], target.shape[2]), target], 1)
+        return NeuroAROutput(self._judge(tokens, conditions, so_far, 0)[0])
 
     def prepare(
         self,
@@ -130,7 +139,8 @@ class NeuroARTransformer(nn.Module):
         shown = self._embed_previous(previous, hide_previous)
         memories: list[Memory | None] = [None] * len(self.blocks)
         if shown is None or self.config.previous != "sequence":
-            return Conditions(ages, start, condition, shown, memories)
+            unchanged = self._leave_unchanged(previous, hide_previous, ages_years, hide_ages)
+            return Conditions(ages, start, condition, shown, unchanged, memories)
         if len(shown) not in (1, len(ages)):
             raise ModelError("one previous scan, or one per row", given=len(shown), expected=f"1 or {len(ages)}")
         rows = slice(0, len(shown))
@@ -141,7 +151,7 @@ class NeuroARTransformer(nn.Module):
         for index, block in enumerate(self.blocks):
             shown, memory = block(shown, own, own_ages, (0, shown.shape[1]))
             memories[index] = Memory(*(part.expand(len(ages), -1, -1, -1) for part in memory))
-        return Conditions(ages, start, condition, None, memories)
+        return Conditions(ages, start, condition, None, None, memories)
 
     def tell_scale(
         self, scale_index: int, target: Float[Tensor, "batch token code_channel"] | None, conditions: Conditions
@@ -155,7 +165,7 @@ class NeuroARTransformer(nn.Module):
         """
         start = self.config.ends[scale_index]
         given = self._embed_start(conditions) if target is None else self.embed_target(target.to(self.start.dtype))
-        return self._tell(given, start, conditions)
+        return self._tell(given, start, conditions, target)
 
     def tell_token(
         self,
@@ -176,7 +186,7 @@ class NeuroARTransformer(nn.Module):
             given = self._embed_start(conditions)[:, place : place + 1]
         else:
             given = self.embed_target(target.to(self.start.dtype))
-        return self._tell(self._add_before(given, before), place, conditions)
+        return self._tell(self._add_before(given, before), place, conditions, target)
 
     def names_without_decay(self) -> set[str]:
         """Parameters of two axes or more that weight decay leaves alone: tables of places, levels, roles, starts."""
@@ -193,25 +203,30 @@ class NeuroARTransformer(nn.Module):
     def _embed_previous(self, previous: Tensor | None, hide: Rows | None) -> Tokens | None:
         if self.embed_previous is None or self.hidden_previous is None:
             return None
-        expected = (self.config.num_tokens, 2 * self.config.quantiser.code_dim)
+        number = self.config.quantiser.code_dim
+        expected = (self.config.num_tokens, 3 * number)
         if previous is None or tuple(previous.shape[1:]) != expected:
             given = None if previous is None else tuple(previous.shape)
             raise ModelError("the previous scan does not fit", given=given, expected=("batch", *expected))
-        shown = self.embed_previous(previous.to(self.start.dtype))
+        shown = self._drop(self.embed_previous(previous[..., : 2 * number].to(self.start.dtype)))
         if hide is not None:
             shown = torch.where(hide[: len(shown), None, None], self.hidden_previous.to(shown.dtype), shown)
         if self.roles is None:
             return shown
         return shown + (self.roles[0] + self.places + self._level_table())
 
-    def _tell(self, given: Tokens, start: int, conditions: Conditions) -> tuple[Tensor, Conditions]:
+    def _tell(
+        self, given: Tokens, start: int, conditions: Conditions, target: Tensor | None
+    ) -> tuple[Tensor, Conditions]:
         number = given.shape[1]
         tokens = self._place(given, start, start + number, conditions)
         memories: list[Memory | None] = []
         for block, known in zip(self.blocks, conditions.memories, strict=True):
             tokens, memory = block(tokens, conditions.condition, conditions.ages, (0, number), known)
             memories.append(memory)
-        return self._judge(tokens, conditions), conditions._replace(memories=memories)
+        so_far = tokens.new_zeros(len(tokens), number, self.config.quantiser.code_dim) if target is None else target
+        logits, told = self._judge(tokens, conditions, so_far, start)
+        return logits, conditions._replace(memories=memories, told=told)
 
     def _add_before(self, tokens: Tokens, before: Tensor | None) -> Tokens:
         if self.embed_before is None:
@@ -221,6 +236,21 @@ class NeuroARTransformer(nn.Module):
             given = None if before is None else tuple(before.shape)
             raise ModelError("the codes before each token do not fit", given=given, expected=expected)
         return tokens + self.embed_before(before.to(self.start.dtype))
+
+    def _drop(self, embedded: Tokens) -> Tokens:
+        return functional.dropout(embedded, self.config.dropout, self.training)
+
+    def _leave_unchanged(
+        self, previous: Tensor | None, hide: Rows | None, ages_years: Tensor, hide_ages: Rows | None
+    ) -> Unchanged | None:
+        if self.config.head != "nearest" or previous is None:
+            return None
+        whole, own, before = previous.float().chunk(3, -1)
+        shown = whole.new_ones(len(whole), 1, 1) if hide is None else (~hide[: len(whole), None, None]).float()
+        decades = (ages_years[:, 1] - ages_years[:, 0]).float() / 10
+        if hide_ages is not None:
+            decades = torch.where(hide_ages, 0.0, decades)
+        return Unchanged(own=own + before, whole=whole, shown=shown, decades=decades[:, None, None])
 
     def _embed_start(self, conditions: Conditions) -> Tokens:
         return conditions.start[:, None] + self.start
@@ -235,13 +265,29 @@ class NeuroARTransformer(nn.Module):
         sizes = torch.tensor([math.prod(scale) for scale in self.config.scales], device=self.levels.device)
         return self.levels.repeat_interleave(sizes, dim=0, output_size=self.config.num_tokens)
 
-    def _judge(self, tokens: Tokens, conditions: Conditions) -> Float[Tensor, "batch token code"]:
+    def _judge(
+        self, tokens: Tokens, conditions: Conditions, so_far: Tensor, offset: int
+    ) -> tuple[Float[Tensor, "batch token code"], Tokens | None]:
         tokens = functional.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
         if self.modulate_head is not None:
             scale, shift = self.modulate_head(functional.silu(conditions.start))[:, None].chunk(2, -1)
             tokens = tokens * (1 + scale) + shift
         with torch.autocast(tokens.device.type, enabled=False):
-            return self.head(tokens.to(self.head.weight.dtype)).float()
+            if isinstance(self.head, NearestHead):
+                assert conditions.unchanged is not None  # such a model is always given a previous scan
+                return self.head(tokens, conditions.unchanged, so_far, offset)
+            return self.head(tokens.to(self.head.weight.dtype)).float(), None
+
+    @torch.no_grad()
+    def start_from(self, changes: Float[Tensor, "pair channel x y z"], decades: Float[Tensor, " pair"]) -> None:
+        """Takes from training people what a `nearest` head starts from: see `measure_drift`."""
+        if isinstance(self.head, NearestHead):
+            self.head.drift.copy_(measure_drift(changes, decades, self.config.scales))
+
+    def adopt(self, quantiser: MultiScaleQuantiser) -> None:
+        """Takes over the codes that a `nearest` head compares with; any other needs none."""
+        if isinstance(self.head, NearestHead):
+            self.head.adopt(quantiser, self.config)
 
     def _init(self) -> None:
         config = self.config
@@ -258,7 +304,10 @@ class NeuroARTransformer(nn.Module):
         if self.modulate is not None:
             init_modulation(self.modulate, config)
         with torch.no_grad():
-            self.head.weight.mul_(0.02)
+            if isinstance(self.head, NearestHead):
+                nn.init.zeros_(self.head.change.weight)
+            else:
+                self.head.weight.mul_(0.02)
             if self.modulate_head is not None:
                 self.modulate_head.weight.mul_(0.5)
 
@@ -267,10 +316,11 @@ class NeuroARTransformer(nn.Module):
 def describe_previous(
     quantiser: MultiScaleQuantiser, tokens: Int[Tensor, "batch token"], latent_shape: tuple[int, int, int]
 ) -> Float[Tensor, "batch token previous_channel"]:
-    """What is shown of a previous scan: at each scale the sum of all its scales, shrunk to it, and its own codes.
+    """What is shown of a previous scan: at each scale the sum of all its scales, shrunk to it, its own codes there,
+    and the sum of the scales before, shrunk.
 
-    Their difference from what the target has so far is, to rounding by codes, what the target would look up next had
-    nothing changed.
+    The first's difference from what the target has so far is, to rounding by codes, what the target would look up next
+    had nothing changed.
 
     Raises:
         ModelError: tokens that do not fit.
@@ -278,7 +328,9 @@ def describe_previous(
     scales = quantiser.config.resolve_scales(latent_shape)
     whole = quantiser.decode(tokens, latent_shape)
     shrunk = torch.cat([shrink(whole, scale).flatten(2) for scale in scales], 2).transpose(1, 2)
-    return torch.cat([shrunk, quantiser.codebook.read(tokens)], -1)
+    later = quantiser.teacher_inputs(tokens, latent_shape)
+    before = torch.cat([later.new_zeros(len(later), shrunk.shape[1] - later.shape[1], later.shape[2]), later], 1)
+    return torch.cat([shrunk, quantiser.read(tokens, latent_shape), before], -1)
 
 
 @torch.no_grad()

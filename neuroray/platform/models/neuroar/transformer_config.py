@@ -36,8 +36,14 @@ class NeuroARConfig(Config):
         ages: Ages that are told: previous and target, and their difference where it is asked for.
         age_periods_years: Shortest and longest period of the sines that an age becomes.
         num_age_periods: How many periods there are.
+        head: How codes are told. `linear`: by a classifier, as in the paper. `nearest`: by their distances from a told
+            vector, which is what the previous scan would look up next had nothing changed, plus a learned change that
+            starts at 0: the model starts as a copy, near codes are confused before far ones, and what is learned is
+            change alone. Only where the previous scan is seen as `channel`.
         normalise_keys: Compare directions of queries and keys, scaled by a learned number per head.
         gamma: Size at first of the factors by which blocks add to a token.
+        dropout: Share of the numbers into which both scans' codes are embedded that are set to 0 in training: few pairs
+            are soon known by heart, for most of what differs between two visits is noise.
         age_dropout: Share of training rows whose ages are hidden, for guidance.
         previous_dropout: The same of previous scans.
     """
@@ -55,8 +61,10 @@ class NeuroARConfig(Config):
     ages: Literal["pair", "pair_and_gap"] = "pair_and_gap"
     age_periods_years: tuple[float, float] = (0.5, 128.0)
     num_age_periods: int = 32
+    head: Literal["linear", "nearest"] = "linear"
     normalise_keys: bool = True
     gamma: float = 1e-3
+    dropout: float = 0.0
     age_dropout: float = 0.1
     previous_dropout: float = 0.1
 
@@ -67,12 +75,20 @@ class NeuroARConfig(Config):
                 given=f"width {self.width}, depth {self.depth}, {self.num_heads} heads, grid {self.latent_shape}",
                 expected="at least 1, and heads that divide the width",
             )
-        for name in ("age_dropout", "previous_dropout"):
+        for name in ("dropout", "age_dropout", "previous_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} is no share", given=getattr(self, name), expected="0 <= share < 1")
         if self.order == "token" and self.previous == "sequence":
             fix = "--model.previous channel"
             raise ConfigError("tokens one by one see the previous scan at their own place", given="sequence", fix=fix)
+        if self.head == "nearest" and (
+            self.previous != "channel" or self.order != "scale" or self.quantiser.distance != "euclidean"
+        ):
+            raise ConfigError(
+                "codes near to the previous scan's need that scan beside the target, whole scales, Euclidean distances",
+                given=f"previous {self.previous}, order {self.order}, distance {self.quantiser.distance}",
+                fix="--model.previous channel --model.order scale, or --model.head linear",
+            )
         low, high = self.age_periods_years
         if not 0 < low < high or self.num_age_periods < 2:
             raise ConfigError("periods are none", given=f"{self.num_age_periods} from {low} to {high} years")

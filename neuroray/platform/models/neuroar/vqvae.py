@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from neuroray.platform.models.errors import ModelError
 from neuroray.platform.models.neuroar.quantiser import MultiScaleQuantiser
+from neuroray.platform.models.neuroar.quantiser_config import Shape
 from neuroray.platform.models.neuroar.vqvae_config import VQVAEConfig
 
 if TYPE_CHECKING:
@@ -98,8 +99,22 @@ class Double(nn.Module):
         return self.conv(functional.interpolate(maps, scale_factor=2, mode="nearest"))
 
 
+class Places(nn.Module):
+    """Adds a learned vector to each place of the grid."""
+
+    def __init__(self, channels: int, shape: Shape) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(channels, *shape) * 0.02)
+
+    def forward(self, maps: Map) -> Map:
+        """The same grid."""
+        return maps + self.table
+
+
 class VQVAE(nn.Module):
     """Volumes in [-1, 1] to tokens and back; any size that the configuration's factor divides."""
+
+    reference: Tensor
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
@@ -107,6 +122,13 @@ class VQVAE(nn.Module):
         self.encoder = _build_encoder(config)
         self.quantiser = MultiScaleQuantiser(config.quantiser)
         self.decoder = _build_decoder(config)
+        if config.reference == "mean":
+            self.register_buffer("reference", torch.full(_require_grid(config), -1.0))
+        if config.shortcut:
+            self.shortcut_in = nn.Linear(config.factor**3, config.quantiser.code_dim)
+            self.shortcut_out = nn.Linear(config.quantiser.code_dim, config.factor**3)
+            for sequence in (self.encoder, self.decoder):
+                _silence(sequence[-1])
 
     def forward(self, volume: Volume, counted: Bool[Tensor, " batch"] | None = None) -> VQVAEOutput:
         """There and back; in training the codebook follows the volumes that count.
@@ -150,15 +172,52 @@ class VQVAE(nn.Module):
         """Volumes of quantised latents (or of means of some), clamped to [-1, 1]."""
         return self._decode(latent).clamp(-1, 1)
 
+    @torch.no_grad()
+    def start_from(self, volumes: Float[Tensor, "volume x y z"]) -> None:
+        """Takes from training volumes what starts from data: the reference, the linear way there and back.
+
+        Raises:
+            ModelError: volumes of another size; too few for so many components.
+        """
+        self._require_volumes(volumes)
+        volumes = volumes.to(next(self.decoder.parameters()).device)
+        if self.config.reference == "mean":
+            self.reference.copy_(volumes.mean(0))
+        if self.config.shortcut:
+            cubes = fold(self._subtract(volumes), self.config.factor).movedim(1, -1).flatten(0, -2).double()
+            mean = cubes.mean(0)
+            spread = (cubes - mean).T @ (cubes - mean) / len(cubes)
+            # In order of their size, the largest first; signs are of no account.
+            components = torch.linalg.eigh(spread).eigenvectors.flip(1)[:, : self.config.quantiser.code_dim].T
+            self.shortcut_in.weight.copy_(components)
+            self.shortcut_in.bias.copy_(-components @ mean)
+            self.shortcut_out.weight.copy_(components.T)
+            self.shortcut_out.bias.copy_(mean)
+
     def _encode(self, volume: Volume) -> Map:
+        self._require_volumes(volume)
+        differing = self._subtract(volume)
+        latent = self.encoder(fold(differing, self.config.fold))
+        if self.config.shortcut:
+            cubes = fold(differing, self.config.factor).movedim(1, -1)
+            latent = latent + self.shortcut_in(cubes).movedim(-1, 1)
+        return latent
+
+    def _decode(self, latent: Map) -> Volume:
+        latent = latent.to(next(self.decoder.parameters()).dtype)
+        volume = unfold(self.decoder(latent), self.config.fold)
+        if self.config.shortcut:
+            cubes = self.shortcut_out(latent.movedim(1, -1)).movedim(-1, 1)
+            volume = volume + unfold(cubes, self.config.factor)
+        return volume if self.config.reference == "none" else volume + self.reference.to(volume.dtype)
+
+    def _subtract(self, volume: Volume) -> Volume:
+        return volume if self.config.reference == "none" else volume - self.reference.to(volume.dtype)
+
+    def _require_volumes(self, volume: Volume) -> None:
         if volume.ndim != 4 or len(volume) == 0:
             raise ModelError("volumes come in a batch", given=f"shape {tuple(volume.shape)}", expected="batch x y z")
         self.config.latent_shape(tuple(volume.shape[1:]))
-        return self.encoder(fold(volume, self.config.fold))
-
-    def _decode(self, latent: Map) -> Volume:
-        weight = next(self.decoder.parameters())
-        return unfold(self.decoder(latent.to(weight.dtype)), self.config.fold)
 
 
 def fold(volume: Volume, size: int) -> Map:
@@ -186,7 +245,7 @@ def _build_encoder(config: VQVAEConfig) -> nn.Sequential:
             before = width
         if level < len(widths) - 1:
             layers.append(Halve(width))
-    layers += _middle(before, config)
+    layers += [*_places(before, config), *_middle(before, config)]
     layers += [_norm(before, config), nn.SiLU(), nn.Conv3d(before, config.quantiser.code_dim, 3, padding=1)]
     return nn.Sequential(*layers)
 
@@ -194,7 +253,8 @@ def _build_encoder(config: VQVAEConfig) -> nn.Sequential:
 def _build_decoder(config: VQVAEConfig) -> nn.Sequential:
     widths = [config.channels * one for one in config.multipliers]
     before = widths[-1]
-    layers: list[nn.Module] = [nn.Conv3d(config.quantiser.code_dim, before, 3, padding=1), *_middle(before, config)]
+    layers: list[nn.Module] = [nn.Conv3d(config.quantiser.code_dim, before, 3, padding=1)]
+    layers += [*_places(before, config), *_middle(before, config)]
     for level, width in reversed(list(enumerate(widths))):
         for _ in range(config.num_blocks + 1):
             layers.append(ResidualBlock(before, width, config))
@@ -207,6 +267,22 @@ def _build_decoder(config: VQVAEConfig) -> nn.Sequential:
 def _middle(channels: int, config: VQVAEConfig) -> list[nn.Module]:
     attention = [GridAttention(channels, config)] if config.attention else []
     return [ResidualBlock(channels, channels, config), *attention, ResidualBlock(channels, channels, config)]
+
+
+def _places(channels: int, config: VQVAEConfig) -> list[nn.Module]:
+    return [Places(channels, config.latent_shape(_require_grid(config)))] if config.places else []
+
+
+def _require_grid(config: VQVAEConfig) -> Shape:
+    assert config.grid is not None  # the configuration asks for it
+    return config.grid
+
+
+def _silence(layer: nn.Module) -> None:
+    assert isinstance(layer, nn.Conv3d)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
 
 
 def _norm(channels: int, config: VQVAEConfig) -> nn.GroupNorm:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from neuroray.config import Config, ConfigError
 from neuroray.platform.models.errors import ModelError
@@ -25,6 +25,13 @@ class VQVAEConfig(Config):
         num_blocks: Residual blocks of a level; the decoder has one more.
         norm_groups: Groups of a GroupNorm, at most; channels that it does not divide have fewer.
         attention: Self-attention in the middle, on the latent grid.
+        grid: Size of the volumes, where `reference` or `places` tie the model to one; None: any multiple of the factor.
+        reference: What encoder and decoder work on the difference from: `none`, as VAR; or the `mean` of the training
+            people's volumes, which registration makes worth having: the network then draws only what differs.
+        places: A learned vector for each place of the latent grid, in encoder and decoder: registered brains have the
+            same parts at the same places.
+        shortcut: A linear way beside the network, from the cube of voxels of each place to its latent and back, which
+            starts from the principal components of the training people's cubes; what the network adds starts at 0.
         checkpoint: Compute residual blocks again in the backward pass, in place of keeping what they have made.
         quantiser: Scales and codebook.
     """
@@ -35,6 +42,10 @@ class VQVAEConfig(Config):
     num_blocks: int = 2
     norm_groups: int = 32
     attention: bool = True
+    grid: Shape | None = None
+    reference: Literal["none", "mean"] = "none"
+    places: bool = False
+    shortcut: bool = False
     checkpoint: bool = True
     quantiser: QuantiserConfig = field(default_factory=QuantiserConfig)
 
@@ -44,6 +55,14 @@ class VQVAEConfig(Config):
             or min(self.channels, *self.multipliers, self.fold, self.num_blocks, self.norm_groups) < 1
         ):
             raise ConfigError("sizes are too small", given=self.to_json(), expected="at least 1, and a level")
+        if (self.reference != "none" or self.places) and self.grid is None:
+            given = f"reference {self.reference}, places {self.places}"
+            raise ConfigError("what belongs to places needs the volumes' size", given=given, fix="--model.grid X Y Z")
+        if self.shortcut and self.quantiser.code_dim > self.factor**3:
+            given = f"{self.quantiser.code_dim} numbers of a cube of {self.factor**3} voxels"
+            raise ConfigError("a cube has not so many components", given=given, fix="a smaller code_dim")
+        if self.grid is not None:
+            self.latent_shape(self.grid)
 
     @property
     def factor(self) -> int:
@@ -63,6 +82,9 @@ class VQVAEConfig(Config):
                 expected=f"three axes, each a multiple of {self.factor}",
                 fix="pad or crop it (fit_grid)",
             )
+        if self.grid is not None and tuple(volume_shape) != tuple(self.grid):
+            given, fix = tuple(volume_shape), "pad or crop it (fit_grid)"
+            raise ModelError("the model is tied to another size", given=given, expected=self.grid, fix=fix)
         x, y, z = (size // self.factor for size in volume_shape)
         return x, y, z
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import tyro
 from jaxtyping import Float
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from neuroray.config import Config, without_effect
+from neuroray.platform.data.plan import ReadItem
 from neuroray.platform.data.splits import Split, SplitConfig, split_subjects
 from neuroray.platform.data.tokens import (
     Tokenizer,
@@ -25,7 +27,7 @@ from neuroray.platform.data.tokens import (
     open_tokens,
 )
 from neuroray.platform.models.neuroar import NeuroARConfig
-from neuroray.platform.models.neuroar.generate import generate_tokens
+from neuroray.platform.models.neuroar.generate import Decode, Detail, SamplingConfig, generate_latent
 from neuroray.platform.models.neuroar.quantiser import MultiScaleQuantiser
 from neuroray.platform.models.neuroar.transformer import NeuroARTransformer, describe_before, describe_previous
 from neuroray.platform.train.parallel import seeded
@@ -42,6 +44,7 @@ from neuroray.storage.store import ScanRecord, ScanStore
 
 _MODEL_FORMAT = 1
 _SIDES = ("previous", "target")
+_MOST_TO_START_FROM = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +71,8 @@ class NeuroARRecipe(Recipe):
         with_same: Whether each scan is also its own target, at its own age.
         scale_weights: `token`: all tokens count the same, so the last scale has most of the loss; `scale`: all scales.
         label_smoothing: Of the cross entropy.
+        decode: What runs of this recipe decode where nothing else is asked for (`SamplingConfig`).
+        detail: What they make of the scan's detail then.
         min_psnr_db: Signal-to-noise ratio on its validation people that the tokenizer must have reached.
     """
 
@@ -82,6 +87,8 @@ class NeuroARRecipe(Recipe):
     with_same: bool = False
     scale_weights: Literal["token", "scale"] = "token"
     label_smoothing: float = 0.0
+    decode: Decode = "codes"
+    detail: Detail = "none"
     min_psnr_db: float = 25.0
 
     def __post_init__(self) -> None:
@@ -167,12 +174,16 @@ class NeuroARTask:
             return self._recipe.model.build()
 
     def calibrate(self, module: nn.Module, cohort: Cohort) -> None:
-        """Loads the quantiser.
+        """Loads the quantiser, and shows the model its codes where it compares with them.
 
         Raises:
             RecipeError: it is not the one that the run started with.
         """
         self._quantiser = self._load_tokenizer().model.quantiser
+        assert isinstance(module, NeuroARTransformer)
+        module.adopt(self._quantiser)
+        if self._recipe.model.head == "nearest":
+            module.start_from(*self._read_changes(cohort))
 
     def stand_ins(self, grid_shape: tuple[int, int, int] | None) -> tuple[NeuroARTransformer, Callable[[int], Batch]]:
         """Transformer and quantiser as described, and pairs of equal tokens; the grid is that of the tokenizer."""
@@ -229,11 +240,11 @@ class NeuroARTask:
         outputs = {"entropy": torch.stack(scales, 1)}
         if module.training:
             return outputs
-        made = generate_tokens(module, quantiser, previous, ages)
+        made = generate_latent(module, quantiser, previous, ages, SamplingConfig(decode=self._recipe.decode)).latent
         return (
             outputs
             | _judge_tokens(logits.argmax(-1), previous, target)
-            | _judge_latents(*(quantiser.decode(tokens, shape) for tokens in (made, previous, target)))
+            | _judge_latents(made, *(quantiser.decode(tokens, shape) for tokens in (previous, target)))
         )
 
     def targets(self, batch: Batch) -> Float[Tensor, "row 2"]:
@@ -275,6 +286,7 @@ class NeuroARTask:
             "model_name": recipe.model_name,
             "model": recipe.model.to_json(),
             "tokenizer": {"model": tokenizer.card["model"], "sha256": tokenizer.sha256},
+            "sampling": {"decode": recipe.decode, "detail": recipe.detail},
             "classes": [],
             "target": "",
             "modality": recipe.data.modality,
@@ -283,6 +295,20 @@ class NeuroARTask:
             **facts,
         }
         save_weights(folder, state, described, training)
+
+    def _read_changes(self, cohort: Cohort) -> tuple[Tensor, Tensor]:
+        """Changes of latents between visits of training people, and the tens of years between them."""
+        assert self._quantiser is not None
+        shape, reader = self._recipe.model.latent_shape, self.reader(cohort)
+        ages = {name: cohort.facts["ages_years"][name] for name in cohort.split.train}
+        forward = [name for name, (before, after) in ages.items() if after > before]
+        chosen = forward[:: -(-len(forward) // _MOST_TO_START_FROM)]
+        rows = [reader(ReadItem(scan_id=name)) for name in chosen]
+        before, after = (
+            self._quantiser.decode(torch.from_numpy(np.stack([np.asarray(row[side]) for row in rows])), shape)
+            for side in ("previous", "target")
+        )
+        return after - before, torch.tensor([(ages[name][1] - ages[name][0]) / 10 for name in chosen])
 
     def _place(self, device: torch.device) -> MultiScaleQuantiser:
         assert self._quantiser is not None  # the loop calibrates first

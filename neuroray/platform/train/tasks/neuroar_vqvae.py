@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import tyro
 from jaxtyping import Int
@@ -30,6 +31,7 @@ from neuroray.platform.models.neuroar.loss import (
     judge_made,
     judge_real,
     score_frozen,
+    squared_error,
 )
 from neuroray.platform.models.neuroar.quantiser import count_codes, describe_usage, measure_usage
 from neuroray.platform.models.neuroar.vqvae import VQVAE, VQVAEOutput
@@ -47,6 +49,7 @@ from neuroray.storage.store import ScanRecord, ScanStore
 _MODEL_FORMAT = 1
 _NUM_PLACED = 24
 _PAPER_GRID = (160, 192, 176)
+_MOST_TO_START_FROM = 256
 _SCORES = frozenset({"val_loss", "val_psnr"})
 
 
@@ -161,7 +164,8 @@ class NeuroARVQVAETask:
         require_volumes(records, recipe)
         profile = find_common_profile(store, records)
         split = split_subjects(records, recipe.split, catalogue_version=store.version)
-        grid = recipe.grid_shape or choose_grid([record.shape for record in records], recipe.model.factor)
+        named = recipe.grid_shape or recipe.model.grid
+        grid = named or choose_grid([record.shape for record in records], recipe.model.factor)
         return Cohort(
             store=store.uri,
             version=store.version,
@@ -185,7 +189,7 @@ class NeuroARVQVAETask:
             return TokenizerTraining(model, adversary)
 
     def calibrate(self, module: nn.Module, cohort: Cohort) -> None:
-        """Finds out when the adversary begins, and builds the perceptual network.
+        """Finds out when the adversary begins, builds the perceptual network, and starts the model from training data.
 
         Raises:
             RecipeError: its weights are not there.
@@ -195,6 +199,9 @@ class NeuroARVQVAETask:
         steps_per_epoch = -(-len(cohort.split.train) // recipe.loop.batch_size)
         self._passes_before = round(recipe.loss.adversarial_epochs * steps_per_epoch) * recipe.optim.passes
         self._scale_sizes = [x * y * z for x, y, z in recipe.model.scales(_grid_of(cohort))]
+        if recipe.model.reference != "none" or recipe.model.shortcut:
+            assert isinstance(module, TokenizerTraining)
+            module.tokenizer.start_from(self._read_some(cohort))
         if recipe.loss.perceptual_weight:
             self._perceptual = PerceptualDistance(recipe.loss, _read_weights(recipe.loss.perceptual_weights))
 
@@ -256,6 +263,9 @@ class NeuroARVQVAETask:
         made = module.tokenizer(volume, counted=batch[ITEM] >= 0)
         error = absolute_error(made.reconstruction, volume, batch["brain"], self._recipe.loss.brain_weight)
         outputs = {"l1": error, "quantiser": made.quantiser_loss}
+        if self._recipe.loss.l2_weight:
+            weight = self._recipe.loss.brain_weight
+            outputs["l2"] = squared_error(made.reconstruction, volume, batch["brain"], weight)
         if self._perceptual is not None:
             outputs["perceptual"] = self._perceptual(made.reconstruction, volume)
         if not module.training:
@@ -276,6 +286,7 @@ class NeuroARVQVAETask:
         loss = self._recipe.loss
         weights = {
             "l1": loss.l1_weight,
+            "l2": loss.l2_weight,
             "quantiser": loss.quantiser_weight,
             "perceptual": loss.perceptual_weight,
             "deceive": loss.adversarial_weight,
@@ -320,7 +331,13 @@ class NeuroARVQVAETask:
         save_weights(folder, module.tokenizer.state_dict(), described, training)
 
     def _choose_grid(self, grid_shape: Grid | None) -> Grid:
-        return grid_shape or self._recipe.grid_shape or _PAPER_GRID
+        return grid_shape or self._recipe.grid_shape or self._recipe.model.grid or _PAPER_GRID
+
+    def _read_some(self, cohort: Cohort) -> Tensor:
+        """Training volumes, or some of them spread evenly over all: the same on every rank."""
+        scan_ids, reader = cohort.split.train, self.reader(cohort)
+        chosen = [scan_ids[index] for index in range(0, len(scan_ids), -(-len(scan_ids) // _MOST_TO_START_FROM))]
+        return torch.stack([torch.from_numpy(np.array(reader(ReadItem(scan_id=one))["volume"])) for one in chosen])
 
     def _challenge(
         self, discriminator: nn.Module, reconstruction: Tensor, volume: Tensor, outputs: Outputs
@@ -328,9 +345,8 @@ class NeuroARVQVAETask:
         loss = self._recipe.loss
         deceived = deceive(score_frozen(discriminator, reconstruction), loss.adversarial_kind)
         if loss.adaptive:
-            own = loss.l1_weight * outputs["l1"]
-            if "perceptual" in outputs:
-                own = own + loss.perceptual_weight * outputs["perceptual"]
+            weights = {"l1": loss.l1_weight, "l2": loss.l2_weight, "perceptual": loss.perceptual_weight}
+            own = torch.stack([weight * outputs[name] for name, weight in weights.items() if name in outputs]).sum(0)
             deceived = balance_gradients(own, deceived, reconstruction) * deceived
         real = judge_real(discriminator(volume), loss.adversarial_kind)
         fake = judge_made(discriminator(reconstruction.detach()), loss.adversarial_kind)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from neuroray.config import ConfigError
 from neuroray.platform.models.errors import ModelError
-from neuroray.platform.models.neuroar.codebook import Codebook
+from neuroray.platform.models.neuroar.codebook import Codebook, LevelSizes
 from neuroray.platform.models.neuroar.quantiser import MultiScaleQuantiser, measure_usage
 from neuroray.platform.models.neuroar.quantiser_config import QuantiserConfig, halve
 
@@ -307,3 +307,49 @@ def test_without_the_finest_scales_a_volume_is_the_sum_of_those_before() -> None
     assert torch.equal(drawn.eval()(latent).latent, plain.latent)
     with pytest.raises(ConfigError, match="a share is none"):
         QuantiserConfig(scale_dropout=1.0)
+
+
+def test_levelled_scales_all_use_the_whole_codebook() -> None:
+    """A latent whose means over large areas are small: without levels the coarse scales share a few codes."""
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(12, 4, 6, 6, 6, generator=generator)
+    perplexities = {}
+    for levelled in (False, True):
+        torch.manual_seed(0)
+        config = QuantiserConfig(
+            num_codes=24, code_dim=4, scales=((2, 2, 2), (6, 6, 6)), num_refiners=2, decay=0.9, level_sizes=levelled
+        )
+        quantiser = MultiScaleQuantiser(config).train()
+        for _ in range(10):
+            quantiser(latents)
+        tokens = quantiser.eval().encode(latents)
+        perplexities[levelled] = measure_usage(tokens, [8, 216], 24)[2]
+    # Means of 27 numbers are a fifth of their size, so that few of the codes are near enough to be any scale's.
+    assert perplexities[True][0] > 1.5 * perplexities[False][0]
+    assert perplexities[True][0] > 12
+    assert perplexities[True][1] > 12
+
+
+def test_levels_are_the_size_of_what_each_scale_looks_up_from_the_first_batch_on() -> None:
+    levels = LevelSizes(2, decay=0.9)
+    vectors = torch.cat([torch.full((2, 3, 4), 0.5), torch.full((2, 5, 4), -3.0)], 1)
+    levels.observe(vectors, [3, 5])
+    assert levels.sizes.tolist() == pytest.approx([0.5, 3.0])
+    levels.observe(2 * vectors, [3, 5])
+    # The weights of two updates are 0.9 and 1, divided by their sum.
+    assert levels.sizes.tolist() == pytest.approx([0.5 * (4.9 / 1.9) ** 0.5, 3 * (4.9 / 1.9) ** 0.5])
+    before = levels.sizes.clone()
+    levels.observe(torch.full_like(vectors, float("nan")), [3, 5])
+    levels.observe(vectors, [3, 5], counted=torch.tensor([False, False]))
+    assert torch.equal(levels.sizes, before)
+
+
+def test_levelled_tokens_decode_to_the_latent_that_they_came_from() -> None:
+    quantiser = small(level_sizes=True).train()
+    latent = torch.randn(2, 5, 4, 6, 2)
+    quantiser(latent)
+    quantiser.eval()
+    found = quantiser(latent)
+    torch.testing.assert_close(quantiser.decode(found.tokens, (4, 6, 2)), found.latent, rtol=1e-5, atol=1e-5)
+    codes = quantiser.read(found.tokens, (4, 6, 2))
+    assert torch.equal(codes[:, 0], quantiser.codebook.read(found.tokens[:, :1])[:, 0] * quantiser.levels.sizes[0])

@@ -15,7 +15,8 @@ from neuroray.config import ConfigError
 from neuroray.platform.models.errors import ModelError
 from neuroray.platform.models.neuroar import NeuroARConfig, QuantiserConfig
 from neuroray.platform.models.neuroar.benchmark import generate_by_whole_passes, measure
-from neuroray.platform.models.neuroar.generate import SamplingConfig, choose_codes, generate_tokens
+from neuroray.platform.models.neuroar.generate import SamplingConfig, choose_codes, generate_latent, generate_tokens
+from neuroray.platform.models.neuroar.nearest_head import NearestHead, measure_drift
 from neuroray.platform.models.neuroar.quantiser import MultiScaleQuantiser, shrink
 from neuroray.platform.models.neuroar.transformer import NeuroARTransformer, describe_before, describe_previous
 
@@ -42,7 +43,11 @@ def nudge(model: NeuroARTransformer) -> NeuroARTransformer:
         for name, parameter in model.named_parameters():
             if name.endswith("project_out.weight"):
                 parameter.add_(torch.linspace(-0.2, 0.2, parameter.numel()).sin().view_as(parameter) * 0.3)
-        model.head.weight.mul_(50)
+        if isinstance(model.head, NearestHead):
+            model.head.change.weight.normal_(std=0.2, generator=torch.Generator().manual_seed(0))
+            model.head.codes.normal_(generator=torch.Generator().manual_seed(1))
+        else:
+            model.head.weight.mul_(50)
     return model
 
 
@@ -60,7 +65,7 @@ class TestChannelContract(ModelContract):
         return {
             "target": torch.randn(batch, length - 1, 4, generator=generator),
             "ages_years": AGES[:batch],  # that bfloat16 has too
-            "previous": torch.randn(batch, length, 8, generator=generator),
+            "previous": torch.randn(batch, length, 12, generator=generator),
             "hide_ages": torch.tensor([False, True, False])[:batch],
             "hide_previous": torch.tensor([False, False, True])[:batch],
         }
@@ -90,9 +95,33 @@ class TestBareContract(TestChannelContract):
     changes: ClassVar[dict[str, Any]] = {"adaln": "none", "normalise_keys": False, "previous": "none"}
 
 
-@pytest.fixture(params=["channel", "sequence", "none", "token"])
+class TestNearestContract(TestChannelContract):
+    changes: ClassVar[dict[str, Any]] = {"head": "nearest"}
+    insensitive: ClassVar[frozenset[str]] = frozenset({"ages.hidden"})  # without ages there is no change to tell
+
+    def make_inputs(self, batch: int, generator: torch.Generator) -> Inputs:
+        # The last row has no years between its scans, so that nothing learned would be seen of it there.
+        hidden = {"hide_previous": torch.tensor([True, False, False]), "hide_ages": torch.tensor([False, False, True])}
+        return super().make_inputs(batch, generator) | {name: rows[:batch] for name, rows in hidden.items()}
+
+
+def test_what_a_nearest_head_has_learned_changes_nothing_at_the_scans_own_age() -> None:
+    config = small_config(head="nearest")
+    model, quantiser = nudge(config.build()).eval(), make_levelled()
+    previous, inputs = draw_tokens(config, 1), quantiser.teacher_inputs(draw_tokens(config, 1), GRID)
+    ages = torch.tensor([[60.0, 60.0], [60.0, 65.0]])
+    told = model(inputs.expand(2, -1, -1), ages, describe_previous(quantiser, previous, GRID)).logits
+    with torch.no_grad():
+        model.head.change.weight.zero_()
+    still = model(inputs.expand(2, -1, -1), ages, describe_previous(quantiser, previous, GRID)).logits
+    assert torch.equal(told[0], still[0])
+    assert (told[1] - still[1]).abs().max() > 0.1
+
+
+@pytest.fixture(params=["channel", "nearest", "sequence", "none", "token"])
 def model(request: pytest.FixtureRequest) -> NeuroARTransformer:
-    changes = {"order": "token"} if request.param == "token" else {"previous": request.param}
+    named = {"nearest": {"head": "nearest"}, "token": {"order": "token"}}
+    changes = named.get(request.param, {"previous": request.param})
     return nudge(small_config(**changes).build()).eval()
 
 
@@ -389,7 +418,9 @@ def test_what_is_shown_of_the_previous_scan_is_its_sum_and_its_codes(quantiser: 
     whole = quantiser.decode(tokens, GRID)
     torch.testing.assert_close(shown[0, :4], whole[0].flatten(1).mean(1))
     torch.testing.assert_close(shown[1:5, :4], shrink(whole, (2, 1, 2))[0].flatten(1).T)
-    assert torch.equal(shown[:, 4:], quantiser.codebook.codes[tokens[0]])
+    assert torch.equal(shown[:, 4:8], quantiser.codebook.codes[tokens[0]])
+    before = quantiser.teacher_inputs(tokens, GRID)[0]
+    assert torch.equal(shown[:, 8:], torch.cat([torch.zeros(1, 4), before]))
 
 
 def test_settings_that_do_not_fit_are_refused() -> None:
@@ -415,3 +446,128 @@ def test_the_benchmark_times_what_is_equal() -> None:
     found = measure(width=64, depth=1, previous="channel", ages=2, repeats=1, bfloat16=False)
     assert found["equal_tokens"] > 0.99  # of codes with random weights two may be as likely, but for rounding
     assert found["num_tokens"] == 1536
+
+
+def make_levelled() -> MultiScaleQuantiser:
+    """A quantiser with scales of different sizes, and codes far from each other."""
+    torch.manual_seed(0)
+    quantiser = MultiScaleQuantiser(QuantiserConfig(num_codes=12, code_dim=4, num_scales=3, level_sizes=True))
+    quantiser.levels.sizes.copy_(torch.tensor([0.2, 1.5, 0.7]))
+    return quantiser.eval()
+
+
+@pytest.mark.parametrize("share", [-30.0, 30.0])
+def test_untrained_a_nearest_head_tells_what_the_previous_scan_asks_for(share: float) -> None:
+    """From its codes alone, the same codes; from all that it has, what a residual quantiser would look up in it."""
+    quantiser = make_levelled()
+    model = small_config(quantiser=quantiser.config, head="nearest").build().eval()
+    model.adopt(quantiser)
+    with torch.no_grad():
+        model.head.share_whole.fill_(share)
+    previous = draw_tokens(model.config, 2)
+    made = generate_tokens(model, quantiser, previous, AGES[:2])
+    expected = previous if share < 0 else quantiser.encode(quantiser.decode(previous, GRID))
+    assert torch.equal(made, expected)
+
+
+def test_a_nearest_head_confuses_near_codes_before_far_ones() -> None:
+    quantiser = make_levelled()
+    model = small_config(quantiser=quantiser.config, head="nearest").build().eval()
+    model.adopt(quantiser)
+    with torch.no_grad():
+        model.head.share_whole.fill_(-30)
+    previous = draw_tokens(model.config, 1)
+    logits = tell(model, quantiser, previous, previous)
+    codes = quantiser.codebook.codes
+    far = torch.cdist(codes[previous[0]], codes).square()
+    sharpness = 0.4
+    # Distances from the told code, up to what is the same for all.
+    expected = -far * sharpness / 2
+    torch.testing.assert_close(logits[0] - logits[0].amax(-1, keepdim=True), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{"previous": "sequence"}, {"previous": "none"}])
+def test_a_nearest_head_needs_the_previous_scan_beside_the_target(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="need that scan beside the target"):
+        small_config(head="nearest", **changes)
+
+
+def test_the_mean_over_codes_moves_with_every_year_where_chosen_codes_stay() -> None:
+    quantiser = make_levelled()
+    model = nudge(small_config(quantiser=quantiser.config, head="nearest").build()).eval()
+    with torch.no_grad():
+        model.head.change.weight.mul_(0.05)
+        model.head.codes.copy_(quantiser.codebook.codes)
+    previous = draw_tokens(model.config, 1)
+    ages = torch.tensor([[60.0, 60.0 + 0.25 * step] for step in range(8)])
+    chosen = generate_latent(model, quantiser, previous, ages)
+    mean = generate_latent(model, quantiser, previous, ages, SamplingConfig(decode="mean"))
+    assert torch.equal(chosen.latent, quantiser.decode(chosen.tokens, GRID))
+    steps = (mean.latent[1:] - mean.latent[:-1]).flatten(1).norm(dim=1)
+    assert (steps > 0).all()
+    stays = (chosen.tokens[1:] == chosen.tokens[:-1]).all(1)
+    assert stays.any()
+    with pytest.raises(ConfigError, match="only chosen codes are drawn"):
+        SamplingConfig(decode="mean", temperature=1.0)
+
+
+def test_a_sharp_mean_over_codes_is_the_likeliest_code() -> None:
+    quantiser = make_levelled()
+    model = nudge(small_config(quantiser=quantiser.config, head="nearest").build()).eval()
+    model.adopt(quantiser)
+    with torch.no_grad():
+        model.head.log_sharpness.fill_(1.2)
+    previous = draw_tokens(model.config, 2)
+    one, other = (
+        generate_latent(model, quantiser, previous, AGES[:2], SamplingConfig(decode=how)) for how in ("mean", "codes")
+    )
+    assert torch.equal(one.tokens, other.tokens)
+    torch.testing.assert_close(one.latent, other.latent, rtol=1e-4, atol=1e-4)
+
+
+def test_drift_is_the_average_change_where_it_stands_out_from_chance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    decades = torch.rand(40, generator=generator) + 0.2
+    change = torch.zeros(4, *GRID)
+    change[:, 0, 0, 0] = torch.tensor([1.0, -2.0, 0.5, 0.0])
+    noise = 0.2 * torch.randn(40, 4, *GRID, generator=generator)
+    drift = measure_drift(decades.view(-1, 1, 1, 1, 1) * change + noise, decades, [(1, 1, 1), GRID])
+    # A standard error is 0.2 / sqrt(sum of squares), about 0.04.
+    torch.testing.assert_close(drift[1], change[:, 0, 0, 0], rtol=0, atol=0.15)
+    torch.testing.assert_close(drift[0], change.mean((1, 2, 3)), rtol=0, atol=0.05)
+    elsewhere = drift[2:].square().sum(1)
+    assert (
+        elsewhere == 0
+    ).float().mean() > 0.3  # by chance about half of four standard errors squared exceed their mean
+    assert elsewhere.max() < 0.05
+
+
+def test_without_training_a_nearest_head_moves_by_the_drift_and_vectors_round_nothing_off() -> None:
+    quantiser = make_levelled()
+    for refiner in quantiser.refiners:
+        refiner.share = 0.0  # what is looked up is added as it is
+    model = small_config(quantiser=quantiser.config, head="nearest").build().eval()
+    model.adopt(quantiser)
+    changes = torch.randn(4, *GRID, generator=torch.Generator().manual_seed(3)).expand(5, -1, -1, -1, -1)
+    model.start_from(changes, torch.ones(5))
+    with torch.no_grad():
+        model.head.share_whole.fill_(30)
+    previous, ages = draw_tokens(model.config, 1), torch.tensor([[60.0, 60.0], [60.0, 62.0], [60.0, 55.0]])
+    made = generate_latent(model, quantiser, previous, ages, SamplingConfig(decode="vectors")).latent
+    whole = quantiser.decode(previous, GRID)
+    expected = whole + torch.tensor([0.0, 0.2, -0.5]).view(3, 1, 1, 1, 1) * changes[:1]
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_linear_head_has_no_vectors_to_decode(quantiser: MultiScaleQuantiser) -> None:
+    model = small_config().build().eval()
+    with pytest.raises(ConfigError, match="no vector"):
+        generate_latent(model, quantiser, draw_tokens(model.config, 1), AGES[:1], SamplingConfig(decode="vectors"))
+
+
+def test_what_is_open_is_filled_by_the_recipe_and_drawn_codes_are_what_is_decoded() -> None:
+    assert SamplingConfig().complete("mean", "scan") == SamplingConfig(decode="mean", detail="scan")
+    assert SamplingConfig(decode="codes", detail="none").complete("mean", "scan") == SamplingConfig(
+        decode="codes", detail="none"
+    )
+    assert SamplingConfig(temperature=1.0).complete("mean", "scan").decode == "codes"

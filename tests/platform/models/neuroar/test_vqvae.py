@@ -221,3 +221,75 @@ def test_settings_without_meaning_are_refused() -> None:
         VQVAELossConfig(l1_weight=0.0)
     with pytest.raises(ConfigError, match="too small"):
         VQVAEConfig(multipliers=())
+
+
+TIED = {
+    "multipliers": (1,),
+    "fold": 4,
+    "grid": (8, 12, 4),
+    "reference": "mean",
+    "places": True,
+    "shortcut": True,
+    "attention": False,
+}
+
+
+class TestTiedContract(TestVQVAEContract):
+    """A model of registered volumes: the difference from their mean, places, principal components beside."""
+
+    def make_config(self) -> VQVAEConfig:
+        return small_config(**TIED)
+
+    def build(self, config: VQVAEConfig) -> VQVAE:
+        model = config.build()
+        # What starts at 0 would hide what lies before it.
+        with torch.no_grad():
+            for sequence in (model.encoder, model.decoder):
+                nn.init.normal_(sequence[-1].weight, std=0.05)
+        return model
+
+    def test_bfloat16_is_finite_and_near(self) -> None:
+        model, volume = self.make(), self.draw()["volume"]
+        assert model.bfloat16()(volume.bfloat16()).reconstruction.isfinite().all()
+
+
+def draw_alike(number: int) -> Tensor:
+    """Volumes that are one and the same but for few ways in which their cubes differ."""
+    generator = torch.Generator().manual_seed(0)
+    alike = torch.rand(8, 12, 4, generator=generator) - 0.5
+    ways = torch.randn(3, 64, generator=generator) * 0.1
+    amounts = torch.randn(number, 2, 3, 1, 3, generator=generator)
+    return alike + unfold((amounts @ ways).movedim(-1, 1), 4)
+
+
+def test_a_model_of_registered_volumes_starts_from_their_mean_and_components() -> None:
+    volumes = draw_alike(9)
+    model = small_config(**TIED).build().eval()
+    model.start_from(volumes)
+    torch.testing.assert_close(model.reference, volumes.mean(0))
+    # Three ways are fewer than a code's five numbers: before any training, and unquantised, nothing is lost.
+    torch.testing.assert_close(model._decode(model._encode(volumes)), volumes, rtol=0, atol=1e-4)
+    # And what has no difference from the mean has a latent of the cubes' mean alone, the same everywhere.
+    latent = model._encode(volumes.mean(0, keepdim=True))
+    torch.testing.assert_close(latent, latent[..., :1, :1, :1].expand_as(latent), rtol=0, atol=1e-5)
+
+
+def test_a_model_tied_to_a_size_takes_no_other() -> None:
+    model = small_config(**TIED).build()
+    with pytest.raises(ModelError, match="tied to another size"):
+        model(torch.zeros(1, 8, 12, 8))
+    with pytest.raises(ModelError, match="tied to another size"):
+        model.start_from(torch.zeros(2, 8, 8, 4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reference": "mean", "grid": None}, "needs the volumes' size"),
+        ({"places": True, "grid": None}, "needs the volumes' size"),
+        ({"shortcut": True, "multipliers": (1,), "fold": 1}, "not so many components"),
+    ],
+)
+def test_what_belongs_to_places_needs_places(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        small_config(**changes)
