@@ -18,7 +18,7 @@ BENCH_INGEST ?=
 export RAY_USAGE_STATS_ENABLED := 0
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 
-.PHONY: help demo test test-gpu test-s3 check bench bench-data bench-brainmt bench-extract constraints readme clean
+.PHONY: help demo test test-gpu test-s3 check bench bench-data bench-brainmt bench-extract bench-neuroar constraints readme clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make bench-extract  slice features against a plain timm loop, into docs/benchmarks (BENCH=options)"
 	@echo "make bench-data  windows, streams and ingest against their peers on this machine, into docs/benchmarks (BENCH=options)"
 	@echo "make bench-brainmt  memory and time of BrainMT's steps against frames and against other ways, into docs/benchmarks (BENCH=options)"
+	@echo "make bench-neuroar  NeuroAR's generation on kept keys against whole passes, sweeps of ages and the decoder, into docs/benchmarks"
 	@echo "make check   formatting, lint, types, layers"
 	@echo "make clean   remove the environment and caches"
 
@@ -74,6 +75,10 @@ bench-brainmt: $(if $(PYTHON),,$(STAMP))
 
 bench-extract: $(STAMP)
 	@$(BIN)/python -m neuroray.platform.data.benchmark_extract $(BENCH)
+
+# On a GPU the paper's size, on a CPU that of base.
+bench-neuroar: $(if $(PYTHON),,$(STAMP))
+	@$(if $(PYTHON),$(PYTHON),$(BIN)/python) -m neuroray.platform.models.neuroar.benchmark --page docs/benchmarks/neuroar_speed.md $(BENCH)
 
 check: $(STAMP)
 	@$(BIN)/ruff check .

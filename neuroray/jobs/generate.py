@@ -81,6 +81,9 @@ class Args:
     allow_outside: bool = False
     """Ages, or a diagnosis, that the training has not seen are told all the same, with a warning in the output."""
 
+    slab: int | None = None
+    """Decode so many planes at a time: less memory, the same to rounding; all at once when not given."""
+
     device: str = "cpu"
     """Where to compute: cpu, cuda."""
 
@@ -94,7 +97,7 @@ def run(args: Args) -> dict[str, Any]:
     with record_run(out, job="generate", args=args, seed=args.seed) as record:
         asked = _read_asked(args)
         check_sampling(asked.sampling, asked.num_samples)
-        model = load_ageing_model(args.run, device=args.device)
+        model = load_ageing_model(args.run, device=args.device, slab=args.slab)
         check_asked(model, asked)
         profile = read_model_profile(model.card).restore()
         watched = progress(list(args.ages), label="generate")

@@ -206,6 +206,18 @@ def test_guidance_changes_what_is_told_and_is_recorded(
     assert not np.array_equal(read(out / name), read(tmp_path / "guided" / name))
 
 
+def test_decoded_in_slabs_the_brain_is_the_same_to_rounding(
+    trained: Path, scan: Path, asked: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out, plain = asked
+    ask(trained, scan, tmp_path / "slabs", slab=3)
+    name = plain["ages"][0]["files"]["volume"]
+    # Values of hundreds, of which float32 rounding through the decoder moves the fifth digit.
+    np.testing.assert_allclose(read(tmp_path / "slabs" / name), read(out / name), atol=0.05)
+    with pytest.raises(GenerationError, match="a slab has planes"):
+        ask(trained, scan, tmp_path / "none", slab=0)
+
+
 def test_guidance_of_a_run_that_was_trained_with_everything_told_is_refused(
     trained: Path, scan: Path, tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ class AgeingModel:
         grid: Of the volumes that it was trained on.
         card: `config.json` of its folder.
         device: Where it computes.
+        slab: Places along x that the decoder computes at once; None: all (`VQVAE.decode_latent`).
     """
 
     transformer: NeuroARTransformer
@@ -43,6 +44,7 @@ class AgeingModel:
     grid: Grid
     card: Mapping[str, Any]
     device: torch.device
+    slab: int | None = None
 
     @property
     def place(self) -> BrainPlace | None:
@@ -83,13 +85,21 @@ def is_ageing_model(card: Mapping[str, Any]) -> bool:
     return card.get("model_name") == _NAME
 
 
-def load_ageing_model(run: str, *, device: str = "cpu") -> AgeingModel:
+def load_ageing_model(run: str, *, device: str = "cpu", slab: int | None = None) -> AgeingModel:
     """The model of a finished run, or of a model folder.
 
+    Args:
+        run: Its folder.
+        device: Where it is to compute.
+        slab: See `AgeingModel`.
+
     Raises:
-        GenerationError: there is none; it is of another kind; its tokenizer is missing, or is not the transformer's.
+        GenerationError: a slab of nothing; there is no model, or one of another kind; its tokenizer is missing, or is
+            not the transformer's.
         StoreError: it is damaged.
     """
+    if slab is not None and slab < 1:
+        raise GenerationError("a slab has planes", given=slab, expected="1 or more; 16, say")
     state, card = _load(run)
     _require_transformer(card, run)
     config, tokenizer_config = NeuroARConfig.from_json(card["model"]), _read_tokenizer(card, state, run)
@@ -107,6 +117,7 @@ def load_ageing_model(run: str, *, device: str = "cpu") -> AgeingModel:
         grid=(x, y, z),
         card=card,
         device=torch.device(device),
+        slab=slab,
     )
 
 

@@ -135,7 +135,7 @@ def read_tokens_of(model: AgeingModel, scan: Scan, profile: Profile) -> ScanInTo
 
 def reconstruct(model: AgeingModel, given: ScanInTokens) -> Volume:
     """What the tokenizer makes of the scan itself, on the model's grid in [-1, 1]: the best that any age can look."""
-    return model.tokenizer.decode(given.tokens, model.grid)[0].cpu().numpy()
+    return model.tokenizer.decode(given.tokens, model.grid, slab=model.slab)[0].cpu().numpy()
 
 
 def generate_at_age(
@@ -223,7 +223,7 @@ def _draw(
 ) -> tuple[Float32[np.ndarray, "row x y z"], Int[torch.Tensor, "row token"]]:
     generator = torch.Generator(device=model.device).manual_seed(seed)
     told = generate_latent(model.transformer, model.tokenizer.quantiser, tokens, ages, sampling, generator=generator)
-    made = torch.cat([model.tokenizer.decode_latent(one[None]) for one in told.latent])
+    made = torch.cat([model.tokenizer.decode_latent(one[None], slab=model.slab) for one in told.latent])
     return made.cpu().numpy(), told.tokens
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from neuroray.platform.train.rehearsal import Grid, trace_peak
 from neuroray.platform.train.tasks.neuroar import NeuroARRecipe
 
 _FLOAT = 4
+_SLAB = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +29,8 @@ class GenerationForecast:
     Attributes:
         grid: Of the volume.
         parameters: Of transformer and tokenizer.
-        working: What is held besides while the scan is encoded, its tokens are told, and they are decoded.
+        working: What is held besides while the scan is encoded, its tokens are told, and they are decoded; also where
+            that is done in slabs, which is no part of the peak.
     """
 
     grid: Grid
@@ -60,15 +63,17 @@ def forecast_generation(recipe: NeuroARRecipe) -> GenerationForecast:
         generate_tokens(module, MultiScaleQuantiser(model.quantiser).eval(), tokens, torch.ones(1, 2))
 
     def encode(module: VQVAE) -> None:
+        counts.append(sum(parameter.numel() for parameter in module.parameters()))
         module.encode(torch.zeros(1, *grid))
 
-    def decode(module: VQVAE) -> None:
-        module.decode(torch.zeros(1, model.num_tokens, dtype=torch.int64), grid)
+    def decode(module: VQVAE, slab: int | None = None) -> None:
+        module.decode(torch.zeros(1, model.num_tokens, dtype=torch.int64), grid, slab=slab)
 
     working = {
         "encoder": trace_peak(tokenizer.build, encode),
         "transformer": trace_peak(model.build, tell),
         "decoder": trace_peak(tokenizer.build, decode),
+        f"decoder with --slab {_SLAB}": trace_peak(tokenizer.build, partial(decode, slab=_SLAB)),
     }
     return GenerationForecast(grid=grid, parameters=_FLOAT * sum(counts), working=working)
 

@@ -149,14 +149,21 @@ class VQVAE(nn.Module):
         return torch.cat([self.quantiser.encode(self._encode(one[None])) for one in volume])
 
     @torch.no_grad()
-    def decode(self, tokens: Int[Tensor, "batch token"], volume_shape: tuple[int, ...]) -> Volume:
+    def decode(
+        self, tokens: Int[Tensor, "batch token"], volume_shape: tuple[int, ...], *, slab: int | None = None
+    ) -> Volume:
         """Volumes of this size, clamped to [-1, 1]; each by itself, so that a batch changes no bit.
+
+        Args:
+            tokens: Of each volume.
+            volume_shape: Their size.
+            slab: See `decode_latent`.
 
         Raises:
             ModelError: tokens of another size.
         """
         latent = self.quantiser.decode(tokens, self.config.latent_shape(volume_shape))
-        return torch.cat([self.decode_latent(one[None]) for one in latent])
+        return torch.cat([self.decode_latent(one[None], slab=slab) for one in latent])
 
     @torch.no_grad()
     def encode_latent(self, volume: Volume) -> Map:
@@ -168,9 +175,15 @@ class VQVAE(nn.Module):
         return self._encode(volume).float()
 
     @torch.no_grad()
-    def decode_latent(self, latent: Map) -> Volume:
-        """Volumes of quantised latents (or of means of some), clamped to [-1, 1]."""
-        return self._decode(latent).clamp(-1, 1)
+    def decode_latent(self, latent: Map, *, slab: int | None = None) -> Volume:
+        """Volumes of quantised latents (or of means of some), clamped to [-1, 1].
+
+        Args:
+            latent: On the latent grid.
+            slab: Places along x that a layer computes at once, which takes less memory and gives the same to rounding
+                (`slabs.py`); None: all.
+        """
+        return self._decode(latent, slab).clamp(-1, 1)
 
     @torch.no_grad()
     def start_from(self, volumes: Float[Tensor, "volume x y z"]) -> None:
@@ -203,9 +216,13 @@ class VQVAE(nn.Module):
             latent = latent + self.shortcut_in(cubes).movedim(-1, 1)
         return latent
 
-    def _decode(self, latent: Map) -> Volume:
+    def _decode(self, latent: Map, slab: int | None = None) -> Volume:
+        # Imported here, for it knows the layers of this module.
+        from neuroray.platform.models.neuroar.slabs import decode_by_slabs
+
         latent = latent.to(next(self.decoder.parameters()).dtype)
-        volume = unfold(self.decoder(latent), self.config.fold)
+        maps = self.decoder(latent) if slab is None else decode_by_slabs(self.decoder, latent, slab)
+        volume = unfold(maps, self.config.fold)
         if self.config.shortcut:
             cubes = self.shortcut_out(latent.movedim(1, -1)).movedim(-1, 1)
             volume = volume + unfold(cubes, self.config.factor)

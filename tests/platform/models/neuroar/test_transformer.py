@@ -14,7 +14,7 @@ from torch.nn import functional
 from neuroray.config import ConfigError
 from neuroray.platform.models.errors import ModelError
 from neuroray.platform.models.neuroar import NeuroARConfig, QuantiserConfig
-from neuroray.platform.models.neuroar.benchmark import generate_by_whole_passes, measure
+from neuroray.platform.models.neuroar.benchmark import generate_by_whole_passes, measure, measure_page
 from neuroray.platform.models.neuroar.generate import SamplingConfig, choose_codes, generate_latent, generate_tokens
 from neuroray.platform.models.neuroar.nearest_head import NearestHead, measure_drift
 from neuroray.platform.models.neuroar.quantiser import MultiScaleQuantiser, shrink
@@ -571,3 +571,11 @@ def test_what_is_open_is_filled_by_the_recipe_and_drawn_codes_are_what_is_decode
         decode="codes", detail="none"
     )
     assert SamplingConfig(temperature=1.0).complete("mean", "scan").decode == "codes"
+
+
+def test_the_page_of_speeds_says_what_was_not_measured() -> None:
+    page = measure_page(quick=True)
+    assert "1 blocks of width 64" in page
+    if not torch.cuda.is_available():
+        assert "not measured" in page
+    assert [line.count("|") for line in page.splitlines() if line.startswith("| `")] == [9, 9]
