@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import nn
 
 from neuroray.platform.models.neuroar.generate import generate_tokens
 from neuroray.platform.models.neuroar.quantiser import MultiScaleQuantiser
@@ -91,6 +92,7 @@ def measure(*, width: int, depth: int, previous: str, ages: int, repeats: int, b
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = NeuroARConfig(width=width, depth=depth, num_heads=max(1, width // 64), previous=previous)  # type: ignore[arg-type]
     model, quantiser = config.build().to(device).eval(), MultiScaleQuantiser(config.quantiser).to(device).eval()
+    assert isinstance(model.head, nn.Linear)
     with torch.no_grad():
         model.head.weight.mul_(50)  # so that likeliest codes are far enough apart to be compared
     if bfloat16:
