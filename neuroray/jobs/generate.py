@@ -16,7 +16,7 @@ from neuroray.platform.generate.ages import check_ages, name_age
 from neuroray.platform.generate.generated import BrainAtAge, check_sampling
 from neuroray.platform.generate.pictures import draw_strip, make_animation, to_dark_png
 from neuroray.platform.generate.sweep import AgesAsked, AgeSweep
-from neuroray.platform.generate.sweep_pictures import find_shown_of, tell_rows
+from neuroray.platform.generate.sweep_pictures import find_shown_of, tell_notes, tell_rows
 from neuroray.platform.models.neuroar.generate import Decode, Detail, SamplingConfig
 from neuroray.serve.ageing import check_asked, tell_ages
 from neuroray.storage.nifti import read_scan, write_map
@@ -142,7 +142,7 @@ def _write_all(out: Path, sweep: AgeSweep) -> dict[str, Any]:
         described["files"] = _write_age(out, sweep, one)
     told["reconstruction"] = {"file": "reconstruction.nii.gz"} | told["reconstruction"]
     shown, rows = find_shown_of(sweep), tell_rows(sweep)
-    (out / "strip.png").write_bytes(to_dark_png(draw_strip(sweep.given.own_grid, rows, shown)))
+    (out / "strip.png").write_bytes(to_dark_png(draw_strip(sweep.given.own_grid, rows, shown, notes=tell_notes(sweep))))
     (out / "ages.gif").write_bytes(make_animation(sweep.given.own_grid, rows[1:], shown))
     return told | {"files": {"strip": "strip.png", "animation": "ages.gif"}}
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from neuroray.jobs.cli import UsageError
 from neuroray.platform.generate.pictures import draw_strip, to_dark_png
 from neuroray.platform.generate.sweep import AgeSweep
-from neuroray.platform.generate.sweep_pictures import find_shown_of, tell_rows
+from neuroray.platform.generate.sweep_pictures import find_shown_of, tell_notes, tell_rows
 from neuroray.serve.prediction import ModelCard
 from neuroray.serve.question import Question, QuestionError
 from neuroray.storage.participants import Participant
@@ -64,7 +64,9 @@ def write_strip(sweep: AgeSweep, args: Args, number: int) -> dict[str, Any]:
     """Numbered, for two files may have the same name."""
     path = Path(args.out) / "strips" / f"{number}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(to_dark_png(draw_strip(sweep.given.own_grid, tell_rows(sweep), find_shown_of(sweep))))
+    path.write_bytes(
+        to_dark_png(draw_strip(sweep.given.own_grid, tell_rows(sweep), find_shown_of(sweep), notes=tell_notes(sweep)))
+    )
     return {"strip": str(path)}
 
 
@@ -103,9 +105,9 @@ def tell_age_row(row: dict[str, Any]) -> list[str]:
         f"({_tell_ml(one['regions_change_ml'][main], signed=True)})"
         for one in ageing["ages"]
     ]
-    now = ageing["regions"]["reconstruction_ml"][main]
+    now = ageing["regions"]["start_ml"][main]
     quality = f"{ageing['reconstruction']['psnr_db']:.1f} dB"
-    base = f"  at {ageing['age_years']:g} years, as the tokenizer draws it ({quality}): {main} {_tell_ml(now)}"
+    base = f"  at {ageing['age_years']:g} years (reconstructed with {quality}): {main} {_tell_ml(now)}"
     return ["; ".join(ages), f"{base}; changes are against this"]
 
 

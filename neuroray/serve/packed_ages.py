@@ -14,7 +14,7 @@ from jaxtyping import Float
 from neuroray.platform.generate.generated import BrainAtAge
 from neuroray.platform.generate.pictures import draw_strip, to_dark_png
 from neuroray.platform.generate.sweep import AgeSweep
-from neuroray.platform.generate.sweep_pictures import draw_ages, find_shown_of, tell_rows
+from neuroray.platform.generate.sweep_pictures import draw_ages, find_shown_of, tell_notes, tell_rows
 from neuroray.serve.question import SentFiles
 from neuroray.storage.nifti import write_map
 from neuroray.storage.scan import Scan
@@ -90,7 +90,7 @@ def pack_ages(sweep: AgeSweep, *, files: SentFiles, max_bytes: int) -> PackedAge
     described = zip(facts.pop("ages"), draw_ages(sweep), kept, strict=True)
     return PackedAges(
         facts=facts,
-        strip=to_dark_png(draw_strip(grid, tell_rows(sweep), find_shown_of(sweep))),
+        strip=to_dark_png(draw_strip(grid, tell_rows(sweep), find_shown_of(sweep), notes=tell_notes(sweep))),
         ages=tuple(PackedAge(facts=told, png=png, files=found) for told, png, found in described),
         reconstruction=reconstruction,
     )

@@ -160,7 +160,7 @@ def sweep_ages(
         reconstruction=given.restore(plain),
         start=given.restore(given.volume if asked.sampling.detail == "scan" else plain),
         psnr_db=psnr_db,
-        regions=measure_regions(given, plain, made),
+        regions=measure_regions(given, plain, made, from_scan=asked.sampling.detail == "scan"),
         made=tuple(made),
         warnings=(*warnings, *_judge_reconstruction(psnr_db)),
     )

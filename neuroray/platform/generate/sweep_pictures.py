@@ -52,10 +52,16 @@ def find_shown_of(sweep: AgeSweep) -> Shown:
     return find_shown(scan, np.nan_to_num(np.asarray(scan.voxels, np.float32)), sweep.brain)
 
 
+def tell_notes(sweep: AgeSweep) -> str:
+    """What changes of a strip are against."""
+    against = "the scan" if sweep.asked.sampling.detail == "scan" else "the tokenizer's reconstruction of the scan"
+    return f"Ages: minus {against}. Reconstruction: minus the scan."
+
+
 def tell_rows(sweep: AgeSweep) -> list[PictureRow]:
     """The scan, its reconstruction, and each age."""
     now = f"{name_age(sweep.asked.age_years)} years"
-    base = sweep.start
+    base = sweep.reconstruction
     rows = [
         PictureRow(label=f"scan\n{now}", values=sweep.prepared, change=None),
         PictureRow(label=f"reconstructed\n{now}", values=base, change=base - sweep.prepared),
@@ -70,7 +76,8 @@ def draw_ages(sweep: AgeSweep) -> list[bytes]:
     """A PNG for each age: axial, coronal and sagittal plane, and below them what has changed; all on one scale."""
     shown, rows = find_shown_of(sweep), tell_rows(sweep)[2:]
     place = _choose_place(sweep, rows, shown)
-    return [to_dark_png(_draw_age(sweep.given.own_grid, row, shown, place)) for row in rows]
+    what = f"change against the {'scan' if sweep.asked.sampling.detail == 'scan' else 'reconstruction'}"
+    return [to_dark_png(_draw_age(sweep.given.own_grid, row, shown, place, what)) for row in rows]
 
 
 def draw_change(sweep: AgeSweep, values: Float[np.ndarray, "x y z"]) -> bytes:
@@ -83,9 +90,7 @@ def draw_change(sweep: AgeSweep, values: Float[np.ndarray, "x y z"]) -> bytes:
 
 
 @styled
-def _draw_age(
-    scan: Scan, row: PictureRow, shown: Shown, place: _Place, what: str = "change against the reconstruction"
-) -> Figure:
+def _draw_age(scan: Scan, row: PictureRow, shown: Shown, place: _Place, what: str) -> Figure:
     x, y, z = (len(range(*one.indices(n))) for one, n in zip(place.crop, shown.shape, strict=True))
     wide, deep, high = (n * zoom for n, zoom in zip((x, y, z), scan.zooms_mm, strict=True))
     scale = _PANEL_IN / max(wide, deep, high)

@@ -24,7 +24,8 @@ class SweepRegions:
         method: How they are measured, in a sentence.
         main: The region that widens with age.
         scan: Of the scan.
-        reconstruction: Of what the tokenizer makes of it, against which changes are told.
+        reconstruction: Of what the tokenizer makes of it.
+        start: Of what changes are told against: of either, as the sweep says.
         ages: Of the brain at each age; of several samples of their mean.
     """
 
@@ -32,12 +33,13 @@ class SweepRegions:
     main: str
     scan: Millilitres
     reconstruction: Millilitres
+    start: Millilitres
     ages: Mapping[float, Millilitres]
 
     def describe_age(self, age_years: float) -> dict[str, Any]:
-        """Volumes at an age, and how far they are from the reconstruction's."""
+        """Volumes at an age, and how far they are from those it starts from."""
         told = self.ages[age_years]
-        change = {name: value - self.reconstruction[name] for name, value in told.items()}
+        change = {name: value - self.start[name] for name, value in told.items()}
         return {"regions_ml": _tell(told), "regions_change_ml": _tell(change)}
 
     def to_json(self) -> dict[str, Any]:
@@ -47,16 +49,20 @@ class SweepRegions:
             "main": self.main,
             "scan_ml": _tell(self.scan),
             "reconstruction_ml": _tell(self.reconstruction),
+            "start_ml": _tell(self.start),
         }
 
 
-def measure_regions(given: ScanInTokens, reconstruction: Volume, made: Sequence[BrainAtAge]) -> SweepRegions:
+def measure_regions(
+    given: ScanInTokens, reconstruction: Volume, made: Sequence[BrainAtAge], *, from_scan: bool = False
+) -> SweepRegions:
     """All of them on the prepared grid, the same voxels of brain throughout.
 
     Args:
         given: The scan.
         reconstruction: On the model's grid, in [-1, 1].
         made: The brain at each age.
+        from_scan: Tell changes against the scan, in place of its reconstruction.
     """
     affine = given.prepared.affine
     maps = map_regions(
@@ -71,11 +77,13 @@ def measure_regions(given: ScanInTokens, reconstruction: Volume, made: Sequence[
     def measure(volume: Volume) -> Millilitres:
         return maps.measure(restore_grid(volume, given.prepared.grid_shape), given.brain, voxel_ml=voxel_ml)
 
+    scan, redrawn = measure(given.volume), measure(reconstruction)
     return SweepRegions(
         method=maps.method,
         main=maps.main,
-        scan=measure(given.volume),
-        reconstruction=measure(reconstruction),
+        scan=scan,
+        reconstruction=redrawn,
+        start=scan if from_scan else redrawn,
         ages={one.age_years: measure(one.volume) for one in made},
     )
 
