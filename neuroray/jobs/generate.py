@@ -158,14 +158,19 @@ def _write_age(out: Path, sweep: AgeSweep, one: BrainAtAge) -> dict[str, str]:
     return files
 
 
+def _tell_tokens(one: dict[str, Any]) -> str:
+    changed = one["changed_token_fraction"]
+    return "" if changed is None else f"{changed:.0%} of tokens changed, "
+
+
 def _tell(answer: dict[str, Any], out: Path) -> str:
     lines = [
         f"{answer['scan']} at {answer['age_years']:g} years; reconstructed with "
         f"{answer['reconstruction']['psnr_db']:.1f} dB, {answer['reconstruction']['mean_absolute_error']:.3g} off"
     ]
     lines += [
-        f"  {one['age_years']:g} years: {out / one['files']['volume']}, {one['changed_token_fraction']:.0%} of tokens "
-        f"changed, {one['mean_absolute_difference']:.3g} from the reconstruction"
+        f"  {one['age_years']:g} years: {out / one['files']['volume']}, {_tell_tokens(one)}"
+        f"changed by {one['mean_absolute_difference']:.3g} on average"
         for one in answer["ages"]
     ]
     lines += [f"  note: {warning}" for warning in answer["warnings"]]

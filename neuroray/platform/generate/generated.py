@@ -88,14 +88,15 @@ class BrainAtAge:
         values: On the file's grid, in the scan's units; of several samples their mean.
         volume: The same on the model's grid, in [-1, 1].
         spread: Standard deviation over samples; None for one.
-        changed_fraction: Tokens that differ from the scan's; of several samples the mean.
+        changed_fraction: Tokens that differ from the scan's; of several samples the mean. None where something else
+            than the chosen codes is decoded.
     """
 
     age_years: float
     values: Volume
     volume: Volume
     spread: Volume | None
-    changed_fraction: float
+    changed_fraction: float | None
 
 
 def read_tokens_of(model: AgeingModel, scan: Scan, profile: Profile) -> ScanInTokens:
@@ -169,12 +170,13 @@ def generate_at_age(
         seed=seed,
         volume=given.volume,
     )
+    decodes_codes = model.complete(sampling).decode == "codes"
     return BrainAtAge(
         age_years=ages_years[1],
         values=given.restore(told.volume),
         volume=told.volume,
         spread=None if told.spread is None else given.restore_spread(told.spread),
-        changed_fraction=float((told.tokens != given.tokens).float().mean()),
+        changed_fraction=float((told.tokens != given.tokens).float().mean()) if decodes_codes else None,
     )
 
 
