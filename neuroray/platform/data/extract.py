@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from neuroray.errors import NeurorayError
-from neuroray.platform.data.dataset import scan_dataset, unwrap_error
+from neuroray.platform.data.actor_records import take_records
+from neuroray.platform.data.dataset import scan_dataset
 from neuroray.platform.data.plan import ReadItem
 from neuroray.platform.data.readers import ScanReader
 from neuroray.platform.models.layers.slices import SlicePlan, slice_positions_mm
@@ -20,7 +21,6 @@ from neuroray.storage.features import FeatureRecord, FeatureSet, FeatureStore
 from neuroray.storage.store import ScanRecord, ScanStore
 
 if TYPE_CHECKING:
-    import ray.data
     from jaxtyping import Float
 
 Track = Callable[[Iterable[FeatureRecord], int], Iterable[FeatureRecord]]
@@ -239,21 +239,7 @@ def _extract_by_actors(
         num_cpus=num_cpus,
         num_gpus=num_gpus,
     )
-    made.context.enable_progress_bars = False
-    made.context.print_on_execution_start = False
-    made.context.execution_options.preserve_order = False  # a scan that takes long holds up none that is done
-    for record in _unpickle(made):
-        if isinstance(record, NeurorayError):
-            raise record
-        yield record
-
-
-def _unpickle(made: ray.data.Dataset) -> Generator[FeatureRecord | NeurorayError]:
-    try:
-        for row in made.iter_rows():
-            yield pickle.loads(row["made"])
-    except Exception as error:
-        raise unwrap_error(error) from error
+    yield from take_records(made)
 
 
 def _commit_in_groups(store: FeatureStore, made: Iterable[FeatureRecord], commit_every: int) -> list[str]:

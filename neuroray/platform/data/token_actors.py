@@ -10,7 +10,7 @@ import ray.data
 import torch
 
 from neuroray.errors import NeurorayError
-from neuroray.platform.data.dataset import unwrap_error
+from neuroray.platform.data.actor_records import take_records
 from neuroray.platform.data.tokens import TokenActors, TokenError, TokenExtractor, Tokenizer, load_tokenizer
 from neuroray.storage.features import FeatureRecord
 from neuroray.storage.store import ScanStore
@@ -68,18 +68,4 @@ def extract_by_actors(
         num_cpus=actors.num_cpus,
         num_gpus=actors.num_gpus,
     )
-    made.context.enable_progress_bars = False
-    made.context.print_on_execution_start = False
-    made.context.execution_options.preserve_order = False  # a scan that takes long holds up none that is done
-    for record in _unpickle(made):
-        if isinstance(record, NeurorayError):
-            raise record
-        yield record
-
-
-def _unpickle(made: ray.data.Dataset) -> Generator[FeatureRecord | NeurorayError]:
-    try:
-        for row in made.iter_rows():
-            yield pickle.loads(row["made"])
-    except Exception as error:
-        raise unwrap_error(error) from error
+    yield from take_records(made)
