@@ -18,7 +18,7 @@ BENCH_INGEST ?=
 export RAY_USAGE_STATS_ENABLED := 0
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 
-.PHONY: help demo test test-gpu test-s3 check bench bench-data bench-brainmt bench-extract bench-neuroar constraints readme clean
+.PHONY: help demo test test-gpu test-s3 check bench bench-data bench-brainmt bench-extract bench-extract-workers bench-neuroar constraints readme clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make test-s3  the tests of object storage on OpenStack Swift, which it installs; NEURORAY_TEST_BUCKET=s3://bucket/prefix: there"
 	@echo "make bench   kernels against their peers on this machine, into docs/benchmarks (BENCH=options)"
 	@echo "make bench-extract  slice features against a plain timm loop, into docs/benchmarks (BENCH=options)"
+	@echo "make bench-extract-workers  the same by one and by two actors of Ray"
 	@echo "make bench-data  windows, streams and ingest against their peers on this machine, into docs/benchmarks (BENCH=options)"
 	@echo "make bench-brainmt  memory and time of BrainMT's steps against frames and against other ways, into docs/benchmarks (BENCH=options)"
 	@echo "make bench-neuroar  NeuroAR's generation on kept keys against whole passes, sweeps of ages and the decoder, into docs/benchmarks"
@@ -75,6 +76,9 @@ bench-brainmt: $(if $(PYTHON),,$(STAMP))
 
 bench-extract: $(STAMP)
 	@$(BIN)/python -m neuroray.platform.data.benchmark_extract $(BENCH)
+
+bench-extract-workers: $(STAMP)
+	@$(BIN)/python -m neuroray.platform.data.benchmark_extract_workers $(BENCH)
 
 # On a GPU the paper's size, on a CPU that of base.
 bench-neuroar: $(if $(PYTHON),,$(STAMP))

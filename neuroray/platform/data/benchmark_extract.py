@@ -75,7 +75,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 "relative_difference": float(error),
             }
         )
-    machine = {"machine": _name_cpu(), "threads": options.threads, "torch": torch.__version__}
+    machine = {"machine": name_cpu(), "threads": options.threads, "torch": torch.__version__}
     chosen = {name: getattr(options, name) for name in ("backbone", "image_size", "slices", "rounds")}
     return {**machine, **chosen, "rows": rows}
 
@@ -164,7 +164,8 @@ def render(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"`{command}` (`make bench-extract`).", ""])
 
 
-def _name_cpu() -> str:
+def name_cpu() -> str:
+    """What the processor calls itself."""
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return names[0].partition(":")[2].strip() if names else platform.machine()
 
