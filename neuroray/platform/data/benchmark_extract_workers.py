@@ -109,7 +109,7 @@ def render(found: dict[str, Any]) -> str:
     lines = [
         "# Slice features by several workers",
         "",
-        f"{found['scans']} volumes of 181 x 217 x 181 voxels in a local store, 160 slices each by `{found['backbone']}`",
+        f"{found['scans']} volumes of 181 x 217 x 181 voxels in a store, 160 slices each by `{found['backbone']}`",
         f"with random weights at {found['image_size']} pixels in bfloat16; each worker an actor of Ray with one thread",
         f"of {found['machine']}, torch {found['torch']}. Scans a second while all actors work (their start left out),",
         f"in turns, {found['rounds']} rounds: the median, and the median of the rounds' own ratios (all in brackets).",
