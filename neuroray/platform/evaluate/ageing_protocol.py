@@ -30,11 +30,16 @@ from neuroray.platform.evaluate.generated_ages import weigh_read_ages
 from neuroray.platform.evaluate.generated_training import ToldTwice, train_twice, weigh_downstream
 from neuroray.platform.evaluate.intervals import NUM_RESAMPLES
 from neuroray.platform.evaluate.metrics import EvaluationError
-from neuroray.platform.evaluate.run import RunFold, check_people, read_curves, read_folds
+from neuroray.platform.evaluate.run import (
+    check_people,
+    describe_origin,
+    open_run_store,
+    read_curves,
+    read_folds,
+)
 from neuroray.platform.evaluate.visits import name_scans
 from neuroray.storage.profiles.agreement import read_model_profile
 from neuroray.storage.records import ScanRecord
-from neuroray.storage.store import ScanStore
 
 _BASELINE_LABELS = {**BRAIN_CHANGE_LABELS, DIFFUSION: DIFFUSION_LABEL}
 Track = Callable[[Sequence[str]], Iterable[str]]
@@ -85,31 +90,6 @@ def evaluate_ageing(
     found = [_judge_fold(set_up(fold, opened, records, options), options, track) for fold in folds]
     provenance = describe_origin(run, folds, opened, facts or {})
     return _assemble(found, records, options, provenance, num_resamples=num_resamples)
-
-
-def open_run_store(fold: RunFold, store: str | None) -> ScanStore:
-    """The store of a run's scans at the version that it recorded.
-
-    Raises:
-        EvaluationError: the run does not say where it is, and neither does the caller.
-        StoreError: there is none.
-    """
-    uri = store or fold.store
-    if uri is None:
-        raise EvaluationError("the run does not say where its scans are", fix="name the store: --store")
-    return ScanStore(uri, version=fold.catalogue_version)
-
-
-def describe_origin(run: Path, folds: Sequence[RunFold], store: ScanStore, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the numbers came from."""
-    return {
-        "run_name": run.resolve().name,
-        "store": store.uri,
-        "catalogue_version": store.version,
-        "catalogue_version_recorded": folds[0].catalogue_version is not None,
-        "protocol": folds[0].split.config.hold_out,
-        **facts,
-    }
 
 
 def _judge_fold(bench: Bench, options: AgeingOptions, track: Track | None) -> _FoldFound:

@@ -28,7 +28,14 @@ from neuroray.platform.evaluate.loaded import load_slice_model
 from neuroray.platform.evaluate.metrics import EvaluationError, classification_metrics
 from neuroray.platform.evaluate.number_evidence import NumberEvaluation
 from neuroray.platform.evaluate.number_findings import gather_number_warnings
-from neuroray.platform.evaluate.run import RunFold, check_people, read_curves, read_folds
+from neuroray.platform.evaluate.run import (
+    RunFold,
+    check_people,
+    describe_origin,
+    open_run_store,
+    read_curves,
+    read_folds,
+)
 from neuroray.platform.evaluate.slice_model import SliceModel, SliceView
 from neuroray.platform.evaluate.window_protocol import answer_validation, evaluate_targets
 from neuroray.platform.models.layers.slices import slice_positions_mm
@@ -88,12 +95,12 @@ def evaluate(
             facts=facts,
             track=track,
         )
-    opened = _open_store(runs[0], store)
+    opened = open_run_store(runs[0], store)
     records = {record.scan_id: record for record in opened.records()}
     for fold in runs:
         check_people(fold, records)
     shuffled = any(fold.split.config.shuffle_labels_seed is not None for fold in runs)
-    provenance = _describe_origin(run, runs, opened, facts or {})
+    provenance = describe_origin(run, runs, opened, facts or {})
     draws = {"seed": seed, "num_resamples": num_resamples}
     if "targets" in runs[0].card:
         found = evaluate_targets(
@@ -134,7 +141,7 @@ def _judge_external(
         )
     opened = ScanStore(store)
     opened = ScanStore(store, version=opened.version)
-    provenance = _describe_origin(run, runs, opened, facts or {}) | {"catalogue_version_recorded": False}
+    provenance = describe_origin(run, runs, opened, facts or {}) | {"catalogue_version_recorded": False}
     found = evaluate_external(runs, opened, provenance=provenance, device=device, track=track, **options)
     return _complete(found, _trained_ages(runs, find_trained(runs) or {}), shuffled=False)
 
@@ -188,13 +195,6 @@ def choose_example(evaluation: Evaluation) -> Judged:
     return rows[len(rows) // 2]
 
 
-def _open_store(fold: RunFold, store: str | None) -> ScanStore:
-    uri = store or fold.store
-    if uri is None:
-        raise EvaluationError("the run does not say where its scans are", fix="name the store: --store")
-    return ScanStore(uri, version=fold.catalogue_version)
-
-
 @torch.no_grad()
 def _judge(
     fold: RunFold, store: ScanStore, records: Mapping[str, ScanRecord], *, device: str, track: Track | None
@@ -233,17 +233,6 @@ def _class_index(fold: RunFold, classes: tuple[str, ...], scan_id: str) -> int:
 def _require_only_target(fold: RunFold, target: str | None) -> None:
     if target not in (None, fold.card["target"]):
         raise EvaluationError("the model has no such target", given=target, expected=fold.card["target"])
-
-
-def _describe_origin(run: Path, runs: Sequence[RunFold], store: ScanStore, facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "run_name": run.resolve().name,
-        "store": store.uri,
-        "catalogue_version": store.version,
-        "catalogue_version_recorded": runs[0].catalogue_version is not None,
-        "protocol": runs[0].split.config.hold_out,
-        **facts,
-    }
 
 
 def _assemble(

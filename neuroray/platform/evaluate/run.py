@@ -16,6 +16,7 @@ from neuroray.platform.data.splits import SIDES, Split
 from neuroray.platform.evaluate.metrics import EvaluationError
 from neuroray.storage.profiles.agreement import require_profile
 from neuroray.storage.records import ScanRecord
+from neuroray.storage.store import ScanStore
 
 _RECIPE, _SPLITS, _CARD = "config.json", "splits.json", "model/config.json"
 _METRICS, _RESULT = "metrics.jsonl", "result.json"
@@ -151,3 +152,28 @@ def _mean_by_epoch(rows: Sequence[Mapping[str, Any]], split: str, value: str) ->
 
 def _names(fold: RunFold, side: Any, what: str, records: Mapping[str, ScanRecord]) -> set[str]:
     return {getattr(records[scan_id], what) for scan_id in fold.split.side(side)} - {None}
+
+
+def open_run_store(fold: RunFold, store: str | None) -> ScanStore:
+    """The store of a run's scans at the version that it recorded.
+
+    Raises:
+        EvaluationError: the run does not say where it is, and neither does the caller.
+        StoreError: there is none.
+    """
+    uri = store or fold.store
+    if uri is None:
+        raise EvaluationError("the run does not say where its scans are", fix="name the store: --store")
+    return ScanStore(uri, version=fold.catalogue_version)
+
+
+def describe_origin(run: Path, folds: Sequence[RunFold], store: ScanStore, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the numbers came from."""
+    return {
+        "run_name": run.resolve().name,
+        "store": store.uri,
+        "catalogue_version": store.version,
+        "catalogue_version_recorded": folds[0].catalogue_version is not None,
+        "protocol": folds[0].split.config.hold_out,
+        **facts,
+    }

@@ -15,12 +15,18 @@ from neuroray.platform.data.tokens import Tokenizer, load_tokenizer
 from neuroray.platform.evaluate.ageing_evidence import estimate_means
 from neuroray.platform.evaluate.ageing_findings import LEAST_PSNR_DB
 from neuroray.platform.evaluate.ageing_pictures import Picture
-from neuroray.platform.evaluate.ageing_protocol import describe_origin, open_run_store
 from neuroray.platform.evaluate.evidence import Fold
 from neuroray.platform.evaluate.image_quality import IMAGE_METRICS, compare_volumes
 from neuroray.platform.evaluate.intervals import NUM_RESAMPLES, Estimate, draw_resamples
 from neuroray.platform.evaluate.number_evidence import name_group
-from neuroray.platform.evaluate.run import RunFold, check_people, read_curves, read_folds
+from neuroray.platform.evaluate.run import (
+    RunFold,
+    check_people,
+    describe_origin,
+    open_run_store,
+    read_curves,
+    read_folds,
+)
 from neuroray.platform.evaluate.visits import Visit, VisitReader, place_grid
 from neuroray.platform.generate.pictures import PictureRow, draw_strip, find_shown, to_dark_png
 from neuroray.platform.models.neuroar.quantiser import measure_usage
