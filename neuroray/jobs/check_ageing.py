@@ -28,6 +28,7 @@ from neuroray.platform.generate.ageing_model import AgeingModel, load_ageing_mod
 from neuroray.platform.generate.overfit import Overfit, overfit_pair
 from neuroray.platform.models.neuroar.vqvae import VQVAE
 from neuroray.storage.profiles.agreement import read_model_profile, require_profile
+from neuroray.storage.profiles.profile import IN_TEMPLATE
 from neuroray.storage.records import ScanRecord
 from neuroray.storage.store import ScanStore
 
@@ -177,7 +178,7 @@ def _check_pair(args: Args, model: AgeingModel, pair: VisitPair, read: VisitRead
 
 def _check_ages(args: Args, model: AgeingModel, visits: Sequence[Visit], store: ScanStore) -> Check:
     profile = read_model_profile(model.card)
-    measure = RegionMeter(store=store, in_template=profile.name == "mni_affine")
+    measure = RegionMeter(store=store, in_template=profile.name in IN_TEMPLATE)
     main = measure.maps(visits[0]).main
     swept = []
     for visit in progress(list(visits), label="ages"):

@@ -20,6 +20,7 @@ from neuroray.platform.explain.token_reference import NUM_STEPS, TokenReference,
 from neuroray.storage.nifti import write_map
 from neuroray.storage.profiles import lay_back
 from neuroray.storage.profiles.agreement import read_model_profile, require_profile
+from neuroray.storage.profiles.profile import IN_TEMPLATE
 from neuroray.storage.scan import Scan
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ def describe_parts(parts: Mapping[str, list[Share]], model: SliceMeasureModel) -
 def tell_space(model: SliceMeasureModel) -> str:
     """What regions, and maps of several people together, take for granted."""
     profile = read_model_profile(model.card).name
-    if profile == "mni_affine":
-        return "MNI152, to which the profile mni_affine has brought the scan"
+    if profile in IN_TEMPLATE:
+        return f"MNI152, on whose grid the profile {profile} has laid the scan"
     return f"MNI152, by the affine; the profile {profile} does not see to it"
 
 

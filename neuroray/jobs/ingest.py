@@ -20,7 +20,7 @@ from neuroray.jobs.ray_session import ensure_ray
 from neuroray.jobs.run_record import record_run
 from neuroray.storage.group import Packing
 from neuroray.storage.label_matching import LabelledScan
-from neuroray.storage.profiles import Profile, ProfileError, TemplateAligned, find_profile
+from neuroray.storage.profiles import OnTemplateGrid, Profile, ProfileError, TemplateAligned, find_profile
 from neuroray.storage.sources import SourceListing, list_source
 from neuroray.storage.store import ScanRecord, ScanStore
 
@@ -48,11 +48,12 @@ class Args:
     """Call every scan this ("T1w", "bold"), where file names do not say what they are."""
 
     profile: str = "native"
-    """How scans are prepared: native (turned to RAS+, nothing else), n4, mni_affine (needs the extra "ants"), or
-    fmri_minimal (runs that are preprocessed already)."""
+    """How scans are prepared: native (turned to RAS+, nothing else), n4, mni_affine (needs the extra "ants"),
+    mni_grid (volumes that are registered to MNI152 already), or fmri_minimal (runs that are preprocessed already)."""
 
     profile_spacing_mm: float | None = None
-    """Voxel size of the template's grid (mni_affine), 1 to 8; 1 when not given. Coarser volumes make smaller models."""
+    """Voxel size of the template's grid (mni_affine, mni_grid), 1 to 8; 1 when not given. Coarser volumes make
+    smaller models."""
 
     only: str | None = None
     """Take only files with such a name, e.g. "*space-MNI152NLin2009cAsym*desc-preproc_bold*"."""
@@ -158,11 +159,11 @@ def _find_profile(args: Args) -> Profile:
     profile = find_profile(args.profile)
     if args.profile_spacing_mm is None:
         return profile
-    if not isinstance(profile, TemplateAligned):
+    if not isinstance(profile, TemplateAligned | OnTemplateGrid):
         raise ProfileError(
             f"the profile {profile.name} has no grid of its own",
             given=f"--profile-spacing-mm {args.profile_spacing_mm}",
-            expected="mni_affine",
+            expected="mni_affine or mni_grid",
             fix="leave it out: scans keep their own voxels",
         )
     return dataclasses.replace(profile, spacing_mm=args.profile_spacing_mm)

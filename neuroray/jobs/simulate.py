@@ -46,6 +46,8 @@ class Args:
     """Scales what sex and cognition do to the coupling of networks; 0 plants none."""
     skull_stripped: bool = False
     """Leave skull and scalp out."""
+    registered: bool = False
+    """T1w scans as preprocessing leaves them: straight, of the template's size, on its grid, without shading."""
     workers: int | None = None
     """Processes; by default one per core."""
     json: bool = False

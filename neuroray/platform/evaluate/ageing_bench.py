@@ -20,10 +20,9 @@ from neuroray.platform.evaluate.run import RunFold
 from neuroray.platform.evaluate.visits import Visit, VisitPair, VisitReader, pair_records, place_grid
 from neuroray.platform.generate.ageing_model import AgeingModel, load_ageing_model
 from neuroray.storage.profiles.agreement import read_model_profile
+from neuroray.storage.profiles.profile import IN_TEMPLATE
 from neuroray.storage.records import ScanRecord
 from neuroray.storage.store import ScanStore
-
-_IN_TEMPLATE = "mni_affine"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +183,7 @@ def set_up(fold: RunFold, store: ScanStore, records: Mapping[str, ScanRecord], o
         model=model,
         read=read,
         tellers=(ModelTeller(model), *_fit_baselines(model, read, train, options)),
-        measure=RegionMeter(store=store, in_template=read_model_profile(model.card).name == _IN_TEMPLATE),
+        measure=RegionMeter(store=store, in_template=read_model_profile(model.card).name in IN_TEMPLATE),
         age_reader=_find_age_reader(model, read, train, options),
         train=train,
         pairs=tuple(pair_records([records[scan_id] for scan_id in fold.split.test], backward=options.backward)),

@@ -12,6 +12,8 @@ from neuroray.config import Config
 from neuroray.errors import NeurorayError
 
 NATIVE: Final = "native"
+IN_TEMPLATE: Final = frozenset({"mni_affine", "mni_grid"})
+"""Profiles after which voxels lie in MNI152, on the template's grid."""
 
 
 class ProfileError(NeurorayError, ValueError):
@@ -106,8 +108,7 @@ class TemplateAligned(Profile):
 
     def __post_init__(self) -> None:
         _check_bias_options(self.shrink_factor, self.num_iterations)
-        if not 1.0 <= self.spacing_mm <= 8.0:
-            raise ProfileError("mni_affine: no such grid", given=f"{self.spacing_mm} mm", expected="1 to 8 mm")
+        _check_spacing(self.name, self.spacing_mm)
         if self.seed < 1:
             raise ProfileError(
                 "mni_affine: ANTs takes a seed of 0 for the clock", given=self.seed, expected="1 or more"
@@ -124,6 +125,32 @@ class TemplateAligned(Profile):
         from neuroray.storage.profiles.template import template_sha256
 
         return {"antspyx": installed_version("antspyx"), "template_sha256": template_sha256()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnTemplateGrid(Profile):
+    """Volumes that others have brought to MNI152: resampled to the template's grid where they lie, with its brain mask.
+
+    Attributes:
+        spacing_mm: Of the grid, which covers the template's field of view.
+    """
+
+    name: Literal["mni_grid"] = "mni_grid"
+    spacing_mm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_spacing(self.name, self.spacing_mm)
+
+    @property
+    def changes_values(self) -> bool:
+        """They are resampled."""
+        return True
+
+    def made_with(self) -> dict[str, str]:
+        """The digest of the template's maps."""
+        from neuroray.storage.profiles.template import template_sha256
+
+        return {"template_sha256": template_sha256()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +211,11 @@ def installed_version(package: str) -> str:
         raise ProfileError("this profile needs a package that is not installed", given=package, fix=fix) from None
 
 
+def _check_spacing(name: str, spacing_mm: float) -> None:
+    if not 1.0 <= spacing_mm <= 8.0:
+        raise ProfileError(f"{name}: no such grid", given=f"{spacing_mm} mm", expected="1 to 8 mm")
+
+
 def _check_bias_options(shrink_factor: int, num_iterations: tuple[int, ...]) -> None:
     if shrink_factor < 1 or not num_iterations or min(num_iterations) < 1:
         given = f"shrink_factor {shrink_factor}, num_iterations {num_iterations}"
@@ -195,6 +227,7 @@ PROFILES: Final[dict[str, Profile]] = {
     "native": Native(),
     "n4": BiasCorrected(),
     "mni_affine": TemplateAligned(),
+    "mni_grid": OnTemplateGrid(),
     "fmri_minimal": RunStatistics(),
 }
 

@@ -1,4 +1,4 @@
-"""What ANTs does for a profile: N4 bias correction, and the affine map of a head to the MNI152 template."""
+"""What ANTs does for a profile: N4 bias correction, and the affine map of a head to MNI152; and the way to its grid."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from scipy import ndimage
 
 from neuroray.storage.profiles.masks import is_masked
 from neuroray.storage.profiles.prepared import Prepared
-from neuroray.storage.profiles.profile import BiasCorrected, TemplateAligned, installed_version
+from neuroray.storage.profiles.profile import BiasCorrected, OnTemplateGrid, TemplateAligned, installed_version
 from neuroray.storage.profiles.transform import NativeGrid, TemplateTransform
 from neuroray.storage.scan import Scan, ScanError
+from neuroray.storage.simulate.template import THINNING_SIGMA
 
 if TYPE_CHECKING:
     from neuroray.storage.profiles.template import BrainTemplate
@@ -60,13 +61,47 @@ def align_to_template(prepared: Prepared) -> Prepared:
         ScanError: ANTs finds no map.
         ProfileError: ANTs is not installed.
     """
-    from neuroray.storage.profiles.template import TEMPLATE_NAME, load_brain_template
-
     profile = prepared.profile
     assert isinstance(profile, TemplateAligned)
+    return _lay_on_template(prepared, _register(prepared.scan, profile), profile.spacing_mm)
+
+
+def resample_in_template(prepared: Prepared) -> Prepared:
+    """Resamples a volume whose world is MNI152 already (linear between voxels, 0 outside), with the brain mask.
+
+    A grid coarser than the volume's is smoothed to before, so that noise and borders are averaged and not picked.
+
+    Raises:
+        ScanError: nothing of it lies where the template's brain does.
+    """
+    profile = prepared.profile
+    assert isinstance(profile, OnTemplateGrid)
     scan = prepared.scan
-    to_template = _register(scan, profile)
-    template = load_brain_template(profile.spacing_mm)
+    own_mm = np.sqrt((scan.affine[:3, :3] ** 2).sum(axis=0))
+    # As wide as what the template was thinned out with; 0 where the grid is no coarser than the volume's own.
+    sigma = THINNING_SIGMA * np.sqrt(np.maximum((profile.spacing_mm / own_mm) ** 2 - 1, 0))
+    smooth = ndimage.gaussian_filter(scan.voxels.astype(np.float32), sigma, mode="nearest")
+    found = _lay_on_template(
+        dataclasses.replace(prepared, scan=dataclasses.replace(scan, voxels=smooth, encoding=None)),
+        np.eye(4),
+        profile.spacing_mm,
+    )
+    assert found.mask is not None
+    if not found.scan.voxels[found.mask].any():
+        raise ScanError(
+            "this volume does not lie in MNI152",
+            given=f"a corner at {np.round(scan.affine[:3, 3]).tolist()} mm, no value in the template's brain",
+            expected="a volume that was registered to MNI152",
+            fix="ingest it with the profile mni_affine, which registers it",
+        )
+    return found
+
+
+def _lay_on_template(prepared: Prepared, to_template: Float[np.ndarray, "4 4"], spacing_mm: float) -> Prepared:
+    """On the template's grid, by a map from the scan's world to the template's."""
+    from neuroray.storage.profiles.template import TEMPLATE_NAME, load_brain_template
+
+    scan, template = prepared.scan, load_brain_template(spacing_mm)
     native = NativeGrid(shape=scan.grid_shape, affine=scan.affine, source=scan.source)
     # Voxel of the template -> its world -> native world -> native voxel.
     to_native = np.linalg.inv(scan.affine) @ np.linalg.inv(to_template) @ template.affine

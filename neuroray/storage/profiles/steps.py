@@ -10,7 +10,7 @@ from typing import Final
 from neuroray.storage.profiles.masks import mask_run
 from neuroray.storage.profiles.prepared import Prepared
 from neuroray.storage.profiles.profile import Profile, find_profile
-from neuroray.storage.profiles.registration import align_to_template, correct_bias
+from neuroray.storage.profiles.registration import align_to_template, correct_bias, resample_in_template
 from neuroray.storage.profiles.statistics import measure_statistics
 from neuroray.storage.scan import Scan, ScanError
 
@@ -65,7 +65,7 @@ def _require_run(prepared: Prepared) -> Prepared:
             f"the profile {prepared.profile.name} is for runs, not for single volumes",
             given=f"one volume of {prepared.scan.grid_shape}",
             expected="a four-dimensional scan",
-            fix="ingest volumes with the profile native, n4 or mni_affine",
+            fix="ingest volumes with the profile native, n4, mni_affine or mni_grid",
         )
     return prepared
 
@@ -92,6 +92,11 @@ _STEPS: Final[dict[str, tuple[Step, ...]]] = {
         Step("require a volume", _require_volume),
         Step("correct the bias field", correct_bias),
         Step("align to the template", align_to_template),
+        Step("measure statistics", _measure),
+    ),
+    "mni_grid": (
+        Step("require a volume", _require_volume),
+        Step("resample to the template's grid", resample_in_template),
         Step("measure statistics", _measure),
     ),
     "fmri_minimal": (

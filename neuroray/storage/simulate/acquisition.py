@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32
 from nibabel import orientations
 
 from neuroray.storage.simulate.anatomy import Affine
-from neuroray.storage.simulate.template import Volume
+from neuroray.storage.simulate.template import Volume, load_template
 
 _FIELD_OF_VIEW_MM = (198.0, 236.0, 192.0)
 _CENTRE_MM = (0.0, -17.0, 22.0)  # of the head, in template mm
@@ -68,6 +68,13 @@ def place_head(zooms_mm: tuple[float, float, float], tilt_deg: float, stream: np
     affine[:3, 3] = centre - affine[:3, :3] @ middle
     x, y, z = shape
     return Placement(head_to_world=head_to_world, affine=affine, shape=(x, y, z))
+
+
+def place_registered(spacing_mm: float) -> Placement:
+    """Lays the template's own grid over a head that lies as the template does."""
+    template = load_template(spacing_mm)
+    x, y, z = template.grey.shape
+    return Placement(head_to_world=np.eye(4), affine=template.affine, shape=(x, y, z))
 
 
 def draw_bias(shape: tuple[int, int, int], spread: float, stream: np.random.Generator) -> Volume:

@@ -48,7 +48,7 @@ def grow_head(config: CohortConfig, person: Person, visit_index: int) -> Head:
     velocity = atrophy.combine(ventricles=state.ventricles, cortex=state.cortex, medial_temporal=state.medial_temporal)
     return Head(
         state=state,
-        stretch=np.diag([*person.scales, 1.0]),
+        stretch=np.eye(4) if config.registered else np.diag([*person.scales, 1.0]),
         controls=controls,
         displacement=deformation.deform(controls, velocity),
     )

@@ -19,7 +19,7 @@ from neuroray.storage.simulate.people import CohortConfig, Person, draw_person
 from neuroray.storage.simulate.regions import REGION_SPACING_MM
 from neuroray.storage.simulate.sites import SITES
 from neuroray.storage.simulate.t1w import take_t1w
-from neuroray.storage.simulate.template import SimulationError, forget_finest_template
+from neuroray.storage.simulate.template import SimulationError, forget_finest_template, load_template
 
 SIMULATION_VERSION = 1  # raised whenever the same config would give other voxels
 _PEOPLE_PER_WORKER = 4  # a process must load the template first, which takes as long as some people
@@ -137,6 +137,8 @@ def _load_maps(config: CohortConfig) -> None:
     atrophy.load_atrophy_fields()
     if "T1w" in config.modalities:
         load_tissues_for(config.spacing_mm)
+    if config.registered:
+        load_template(config.spacing_mm)
     if "bold" in config.modalities:
         load_tissues_for(config.bold_spacing_mm)
         networks.load_network_maps()
@@ -168,6 +170,7 @@ def _claim_folder(root: Path, config: CohortConfig) -> None:
     wanted: dict[str, Any] = {"simulation_version": SIMULATION_VERSION, **config.to_json()}
     if path.is_file():
         found = json.loads(path.read_text())
+        found = {"registered": False} | found  # cohorts from before there were any
         differing = [name for name in wanted if found.get(name) != wanted[name] and name != "num_subjects"]
         if differing or found.get("num_subjects", 0) > config.num_subjects:
             raise SimulationError(

@@ -40,6 +40,8 @@ class CohortConfig(Config):
         disease_effect: Scales the atrophy of the disease; 0 plants none.
         coupling_effect: Scales what sex and cognition do to the coupling of networks; 0 plants none.
         head: Whether skull and scalp are there; without, scans look skull-stripped.
+        registered: T1w scans as preprocessing leaves them: every head straight and of the template's size, on the
+            template's grid, without shading.
     """
 
     num_subjects: int
@@ -54,6 +56,7 @@ class CohortConfig(Config):
     disease_effect: float = 1.0
     coupling_effect: float = 1.0
     head: bool = True
+    registered: bool = False
 
     def __post_init__(self) -> None:
         _require(self.num_subjects >= 1, "a cohort has at least one person", self.num_subjects)
@@ -68,6 +71,8 @@ class CohortConfig(Config):
         _require(18 <= ages[0] <= ages[1] <= 90, "ages lie within 18 to 90 years, the youngest first", ages)
         effects = (self.disease_effect, self.coupling_effect)
         _require(all(0 <= effect <= 1.5 for effect in effects), "effects lie within 0 to 1.5", effects)
+        only_pictures = not self.registered or self.modalities == ("T1w",)
+        _require(only_pictures, "registered scans are T1w scans, no runs", self.modalities)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

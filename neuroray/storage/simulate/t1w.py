@@ -18,17 +18,24 @@ _BONE = 0.08  # signal, white matter = 1
 def take_t1w(config: CohortConfig, person: Person, visit_index: int, head: Head) -> Picture:
     """The person's T1-weighted scan at a visit, on the site's own grid, contrast and storage."""
     site, stream = SITES[person.site_index], open_stream(config.seed, Stream.T1W, person.index, visit_index)
-    zooms = (config.spacing_mm, config.spacing_mm, config.spacing_mm * site.thickness)
-    placement = acquisition.place_head(zooms, site.tilt_deg, stream)
+    placement = _place(config, site, stream)
     signal = _render(config, site, head, placement)
     gain = site.gain * float(np.exp(stream.normal(0, 0.08)))
-    shaded = signal * acquisition.draw_bias(placement.shape, site.bias, stream)
-    noisy = acquisition.add_rician_noise(shaded, site.noise, stream)
+    shading = np.float32(1) if config.registered else acquisition.draw_bias(placement.shape, site.bias, stream)
+    noisy = acquisition.add_rician_noise(signal * shading, site.noise, stream)
     values = np.float32(gain) * (noisy if config.head else noisy * (signal > 0))
-    turned, affine = acquisition.store_as(values, placement.affine, site.axis_codes)
+    axis_codes = ("R", "A", "S") if config.registered else site.axis_codes
+    turned, affine = acquisition.store_as(values, placement.affine, axis_codes)
     stored = acquisition.encode_int16(turned, slope=site.slope, intercept=site.intercept)
     nifti = acquisition.make_nifti(stored, affine, slope=site.slope, intercept=site.intercept, repetition_time_s=None)
     return Picture(nifti=nifti, placement=placement, gain=gain)
+
+
+def _place(config: CohortConfig, site: Site, stream: np.random.Generator) -> Placement:
+    if config.registered:
+        return acquisition.place_registered(config.spacing_mm)
+    zooms = (config.spacing_mm, config.spacing_mm, config.spacing_mm * site.thickness)
+    return acquisition.place_head(zooms, site.tilt_deg, stream)
 
 
 def _render(config: CohortConfig, site: Site, head: Head, placement: Placement) -> Volume:

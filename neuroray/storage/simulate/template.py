@@ -21,7 +21,7 @@ MAP_FILES = {kind: f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz" for k
 _WHITE_IN_T1 = 222 / 255  # mean of voxels that are all white matter in the T1 template
 _TISSUE_IN_T1 = {"grey": 166 / 222, "white": 1.0, "csf": 58 / 222}  # relative to white matter, in the T1 template
 _SHARPNESS = 1.6  # the maps are means over many people; a power > 1 brings their blurred borders closer to one person's
-_THINNING_SIGMA = 0.4  # in spacings: as sharp as a scanner's voxel, and hardly aliased
+THINNING_SIGMA = 0.4  # in spacings: as sharp as a scanner's voxel, and hardly aliased
 _CLOSING_MM = 24.0  # the hull passes over gaps up to twice as wide
 _FLUID_MM = 4.0  # inside the hull, fluid reaches this far from the brain
 _GAP_MM, _BONE_MM, _SCALP_MM = 2.0, 5.0, 5.5  # subarachnoid space, skull and scalp over the hull of the brain
@@ -101,7 +101,7 @@ def load_template(spacing_mm: float) -> Template:
 
 def thin_out(values: Volume, step: float) -> Volume:
     """Every `step`-th voxel of a map, as a Gaussian average of what lies around it."""
-    sigma = _THINNING_SIGMA * step
+    sigma = THINNING_SIGMA * step
     reach = math.ceil(3 * sigma)
     for axis, count in enumerate(values.shape):
         centres = np.arange(math.ceil(count / step)) * step

@@ -15,7 +15,7 @@ from neuroray.storage.profiles.stored import StoredProfile
 
 
 def test_an_unknown_profile_is_refused_with_the_known_ones():
-    with pytest.raises(ProfileError, match=r"mni_afine.*native, n4, mni_affine, fmri_minimal"):
+    with pytest.raises(ProfileError, match=r"mni_afine.*native, n4, mni_affine, mni_grid, fmri_minimal"):
         find_profile("mni_afine")
 
 
@@ -52,6 +52,7 @@ def test_options_that_make_no_sense_are_refused():
     for name, option in (
         ("mni_affine", {"spacing_mm": 0.2}),
         ("mni_affine", {"seed": 0}),
+        ("mni_grid", {"spacing_mm": 9.0}),
         ("n4", {"shrink_factor": 0}),
     ):
         with pytest.raises(ProfileError):

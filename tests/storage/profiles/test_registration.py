@@ -16,9 +16,10 @@ from neuroray.storage.profiles import PROFILES, carry_back, find_profile, prepar
 from neuroray.storage.profiles.prepared import Prepared
 from neuroray.storage.profiles.registration import align_to_template, correct_bias
 from neuroray.storage.profiles.template import load_brain_template, load_head_template
-from neuroray.storage.scan import Scan
+from neuroray.storage.scan import Scan, ScanError
 
 REAL_T1 = Path(__file__).parents[2] / "data" / "pumi" / "sub-001" / "anat" / "sub-001_T1w.nii.gz"
+COARSE_GRID = dataclasses.replace(find_profile("mni_grid"), spacing_mm=4.0)
 COARSE = dataclasses.replace(find_profile("mni_affine"), spacing_mm=4.0)
 
 needs_ants = pytest.mark.skipif(
@@ -148,3 +149,49 @@ def thin(scan: Scan) -> Scan:
     """Every second voxel: 4 mm, for speed."""
     affine = scan.affine @ np.diag([2.0, 2.0, 2.0, 1.0])
     return dataclasses.replace(scan, voxels=np.ascontiguousarray(scan.voxels[::2, ::2, ::2]), affine=affine)
+
+
+def test_what_is_registered_already_is_laid_on_the_templates_grid() -> None:
+    template = load_brain_template(2.0)
+    scan = Scan(voxels=template.voxels[:, ::-1].copy(), affine=template.affine @ flip_of(1, template.voxels.shape[1]))
+    found = prepare(scan, dataclasses.replace(find_profile("mni_grid"), spacing_mm=2.0))
+    np.testing.assert_allclose(found.scan.voxels, template.voxels, atol=1e-3 * template.voxels.max())
+    np.testing.assert_array_equal(found.mask, template.mask)
+    assert found.to_template is not None
+    np.testing.assert_array_equal(found.to_template.affine, np.eye(4))
+    assert found.scan.flags == ()
+    # The whole way back to the file's own grid and order.
+    native = carry_back(found.scan.voxels, found.scan.affine, found.to_template)
+    np.testing.assert_allclose(native, scan.voxels, atol=1e-3 * template.voxels.max())
+
+
+def test_a_coarser_grid_averages_noise_and_does_not_pick_it() -> None:
+    template = load_brain_template(2.0)
+    noise = np.random.default_rng(0).normal(0, 1, template.voxels.shape).astype(np.float32)
+    scan = Scan(voxels=noise, affine=template.affine)
+    found = prepare(scan, dataclasses.replace(find_profile("mni_grid"), spacing_mm=4.0))
+    # A Gaussian of 0.4 * sqrt(3) voxels leaves (1 / (2 sqrt(pi) sigma))^(3/2) of white noise: a little more, by taps.
+    assert 0.2 < found.scan.voxels.std() < 0.35
+
+
+def test_a_volume_elsewhere_is_refused_with_the_profile_that_registers_it() -> None:
+    template = load_brain_template(4.0)
+    affine = template.affine.copy()
+    affine[:3, 3] += 400
+    with pytest.raises(ScanError, match=r"does not lie in MNI152.*a corner at \[302.*mni_affine"):
+        prepare(Scan(voxels=template.voxels, affine=affine), COARSE_GRID)
+
+
+def test_a_brain_that_was_not_registered_is_flagged() -> None:
+    template = load_brain_template(4.0)
+    affine = template.affine.copy()
+    affine[0, 3] += 32
+    (flag,) = prepare(Scan(voxels=template.voxels, affine=affine), COARSE_GRID).scan.flags
+    assert "look at the alignment" in flag
+
+
+def flip_of(axis: int, count: int) -> np.ndarray:
+    """Voxels counted from the other end of an axis."""
+    flip = np.eye(4)
+    flip[axis, axis], flip[axis, 3] = -1, count - 1
+    return flip

@@ -9,7 +9,12 @@ import nibabel
 import numpy as np
 import pytest
 
-from neuroray.storage.simulate import acquisition
+from neuroray.storage.profiles.template import load_brain_template
+from neuroray.storage.simulate import CohortConfig, SimulationError, acquisition
+from neuroray.storage.simulate.acquisition import Picture
+from neuroray.storage.simulate.anatomy import grow_head
+from neuroray.storage.simulate.people import draw_person
+from neuroray.storage.simulate.t1w import take_t1w
 
 
 def test_every_storage_order_keeps_each_voxel_where_it_is() -> None:
@@ -67,3 +72,34 @@ def test_shading_is_smooth_and_positive() -> None:
     bias = acquisition.draw_bias((30, 31, 32), 0.1, np.random.default_rng(4))
     assert bias.min() > 0.3
     assert np.abs(np.diff(bias, axis=0)).max() < 0.1 * (bias.max() - bias.min()) + 1e-3
+
+
+def test_registered_heads_lie_on_the_templates_grid_whatever_their_size(registered: tuple[CohortConfig, list[Picture]]):
+    config, pictures = registered
+    template = load_brain_template(config.spacing_mm)
+    for picture in pictures:
+        image = nibabel.Nifti1Image.from_bytes(picture.nifti)
+        np.testing.assert_array_equal(image.affine, template.affine)
+        brain = np.asarray(image.dataobj) > 0.1 * np.asarray(image.dataobj).max()
+        overlap = 2 * (brain & template.mask).sum() / (brain.sum() + template.mask.sum())
+        assert overlap > 0.9  # people differ in shape, not in size or place
+
+
+def test_registered_heads_have_no_shading(registered: tuple[CohortConfig, list[Picture]]) -> None:
+    for picture in registered[1]:
+        values = np.asarray(nibabel.Nifti1Image.from_bytes(picture.nifti).dataobj)
+        left, right = (np.percentile(half[half > 0], 95) for half in (values[:25], values[25:]))
+        # White matter is as bright in either half; sites' shading makes it 5 to 20 % brighter in one.
+        np.testing.assert_allclose(left / right, 1, atol=0.03)
+
+
+def test_runs_are_never_registered() -> None:
+    with pytest.raises(SimulationError, match="registered scans are T1w scans"):
+        CohortConfig(num_subjects=2, modalities=("T1w", "bold"), registered=True)
+
+
+@pytest.fixture(scope="module")
+def registered() -> tuple[CohortConfig, list[Picture]]:
+    config = CohortConfig(num_subjects=4, spacing_mm=4.0, head=False, registered=True)
+    people = [draw_person(config, index) for index in range(2)]
+    return config, [take_t1w(config, person, 0, grow_head(config, person, 0)) for person in people]
