@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from neuroray.jobs.evaluate_ageing import evaluate_ageing_run, find_ageing_kind
+from neuroray.jobs.evaluate_ageing import evaluate_ageing_run, find_ageing_kind, refuse_ageing_options
 from neuroray.jobs.logs import progress
 from neuroray.jobs.run_record import git_commit, package_versions, record_run
 from neuroray.platform.evaluate.connectome import evaluate_connectome, list_edge_targets
@@ -74,6 +74,13 @@ class Args:
     downstream: bool = False
     """Of the same: also learn age from real scans, and from real and generated ones, and compare."""
 
+    perceptual_weights: str | None = None
+    """Of runs of neuroar: a local file of a 2D network's weights, as for training's --loss.perceptual-weights, to
+    measure the perceptual distance of images by; else it is left out."""
+
+    perceptual_network: str = "resnet18"
+    """What timm calls that network."""
+
     skip_example: bool = False
     """Leave pictures out of the page: the map of one held-out scan (models of slices), strips of pairs (neuroar)."""
 
@@ -90,6 +97,7 @@ def run(args: Args) -> dict[str, Any]:
             answer = evaluate_ageing_run(args, out, _facts(args))
             record.add(**{name: value for name, value in answer.items() if name != "text"})
             return answer
+        refuse_ageing_options(args)
         judge = evaluate_seeds if find_seeds(run_folder) else evaluate
         evaluation = judge(
             run_folder,
@@ -170,6 +178,8 @@ def _command(args: Args) -> list[str]:
     words += ["--age-model", args.age_model] if args.age_model else []
     words += ["--diffusion"] if args.diffusion else []
     words += ["--downstream"] if args.downstream else []
+    words += ["--perceptual-weights", args.perceptual_weights] if args.perceptual_weights else []
+    words += ["--perceptual-network", args.perceptual_network] if args.perceptual_network != "resnet18" else []
     words += ["--target", args.target] if args.target else []
     words += ["--seed", str(args.seed), "--num-resamples", str(args.num_resamples)]
     return words + (["--skip-example"] if args.skip_example else [])

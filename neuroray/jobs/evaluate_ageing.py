@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +13,19 @@ from neuroray.platform.evaluate.ageing_evidence import MODEL, PAIR_METRICS, Agei
 from neuroray.platform.evaluate.ageing_findings import tell_change, tell_sweep
 from neuroray.platform.evaluate.ageing_protocol import evaluate_ageing
 from neuroray.platform.evaluate.ageing_report import describe_ageing, write_ageing_report
-from neuroray.platform.evaluate.image_quality import IMAGE_METRICS
 from neuroray.platform.evaluate.intervals import Estimate
 from neuroray.platform.evaluate.metrics import EvaluationError
-from neuroray.platform.evaluate.tokenizer_protocol import evaluate_tokenizer
+from neuroray.platform.evaluate.perceptual import PERCEPTUAL, PerceptualMeter, open_perceptual_meter, tell_perceptual
+from neuroray.platform.evaluate.tokenizer_protocol import SCAN_METRICS, evaluate_tokenizer
 from neuroray.platform.evaluate.tokenizer_report import describe_tokenizer, write_tokenizer_report
 
 if TYPE_CHECKING:
     from neuroray.jobs.evaluate import Args
 
 TRANSFORMER, TOKENIZER = "neuroar", "neuroar_vqvae"
-_TOLD = ("psnr_brain", "ssim_brain", "l1_brain", "changed_token_accuracy")
+_TOLD = ("psnr_brain", "ssim_brain", "l1_brain", "changed_token_accuracy", PERCEPTUAL)
+_OF_PAIRS = ("backward", "age_model", "diffusion", "downstream", "perceptual_weights")
+_OF_TOKENIZERS = ("perceptual_weights",)
 
 
 def find_ageing_kind(run: Path) -> str | None:
@@ -45,8 +48,35 @@ def evaluate_ageing_run(args: Args, out: Path, facts: dict[str, Any]) -> dict[st
         given = "--external" if args.external else f"--target {args.target}"
         raise EvaluationError("a run that tells brains has no target, and is judged on its own split", given=given)
     if find_ageing_kind(Path(args.run)) == TOKENIZER:
+        refuse_ageing_options(args, allowed=_OF_TOKENIZERS)
         return _judge_tokenizer(args, out, facts)
     return _judge_transformer(args, out, facts)
+
+
+def refuse_ageing_options(args: Args, *, allowed: Collection[str] = ()) -> None:
+    """Makes sure that nothing was asked for that a run of another kind cannot answer.
+
+    Args:
+        args: What was asked for.
+        allowed: Options that may stand.
+
+    Raises:
+        EvaluationError: an option of a run of `neuroar/transformer`.
+    """
+    given = [f"--{name.replace('_', '-')}" for name in _OF_PAIRS if name not in allowed and getattr(args, name)]
+    if given:
+        raise EvaluationError(
+            f"a run of {find_ageing_kind(Path(args.run)) or 'this kind'} is not judged by such options",
+            given=" ".join(given),
+            expected="a run of neuroar/transformer",
+            fix="leave them out",
+        )
+
+
+def _open_perceptual(args: Args) -> PerceptualMeter | None:
+    if args.perceptual_weights is None:
+        return None
+    return open_perceptual_meter(args.perceptual_weights, network=args.perceptual_network, device=args.device)
 
 
 def _judge_tokenizer(args: Args, out: Path, facts: dict[str, Any]) -> dict[str, Any]:
@@ -57,18 +87,20 @@ def _judge_tokenizer(args: Args, out: Path, facts: dict[str, Any]) -> dict[str, 
         num_resamples=args.num_resamples,
         device=args.device,
         with_picture=not args.skip_example,
+        perceptual=_open_perceptual(args),
         facts=facts,
         track=lambda names: progress(names, label="evaluate"),
     )
     paths = write_tokenizer_report(found, out)
     described = describe_tokenizer(found)
     lines = [f"{len(found.judged)} scans of {found.num_people} held-out people"]
-    for name, metric in IMAGE_METRICS.items():
-        one = found.metrics[name]
+    for name, one in found.metrics.items():
+        metric = SCAN_METRICS[name]
         lines.append(f"  {metric.label:<22}{one.value:.4g} {metric.unit}  ({one.low:.4g} to {one.high:.4g})")
     for side, usage in found.usage.items():
         scales = ", ".join(f"{one.perplexity:.0f} of {one.most}" for one in usage.scales)
         lines.append(f"  {side}: {usage.used:.0%} of {usage.num_codes} codes in use; perplexity by scale: {scales}")
+    lines += [f"  {tell_perceptual(None)}"] if found.perceptual is None else []
     lines += [f"  note: {warning}" for warning in found.warnings]
     return {
         **{name: described[name] for name in ("num_people", "num_scans", "metrics", "usage", "warnings")},
@@ -86,6 +118,7 @@ def _judge_transformer(args: Args, out: Path, facts: dict[str, Any]) -> dict[str
             diffusion=args.diffusion,
             age_model=args.age_model,
             downstream=args.downstream,
+            perceptual=_open_perceptual(args),
             pictures=not args.skip_example,
             device=args.device,
             seed=args.seed,
@@ -108,13 +141,15 @@ def _judge_transformer(args: Args, out: Path, facts: dict[str, Any]) -> dict[str
 
 def _tell(found: AgeingEvaluation, paths: dict[str, Path]) -> str:
     lines = [f"{len(found.judged)} pairs of visits of {found.num_people} held-out people"]
-    lines.append("  " + " " * 84 + "".join(f"{PAIR_METRICS[name].label:>24}" for name in _TOLD))
+    told = [name for name in _TOLD if name in found.metrics]
+    lines.append("  " + " " * 84 + "".join(f"{PAIR_METRICS[name].label:>24}" for name in told))
     for row, label in found.row_labels.items():
-        values = "".join(f"{_tell_value(found.whole.metrics[row][name]):>24}" for name in _TOLD)
+        values = "".join(f"{_tell_value(found.whole.metrics[row][name]):>24}" for name in told)
         lines.append(f"  {label:<84}{values}")
     gain = found.whole.gains[MODEL]["l1_brain"]
     lines.append(f"  L1 in the brain, model less copy: {gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})")
     lines += [f"  {tell_change(found)}", f"  {tell_sweep(found)}"]
+    lines += [f"  {tell_perceptual(None)}"] if found.perceptual is None else []
     lines += [f"  note: {warning}" for warning in found.warnings]
     return "\n".join([*lines, f"written to {paths['report.html']}"])
 

@@ -11,9 +11,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import timm
 import torch
 from contracts.age_cohort import tiny, write_age_cohort
 from contracts.ageing_run import train_ageing_run
+from safetensors.torch import save_file
 
 from neuroray.jobs import evaluate, export, generate
 from neuroray.platform.data.brain_volumes import BrainVolumeReader, fit_grid, restore_grid, scale_brain
@@ -24,6 +26,7 @@ from neuroray.platform.evaluate.generated_ages import load_run_age
 from neuroray.platform.evaluate.image_quality import compare_volumes
 from neuroray.platform.evaluate.loaded import load_measure_model
 from neuroray.platform.evaluate.metrics import EvaluationError
+from neuroray.platform.evaluate.perceptual import open_perceptual_meter
 from neuroray.platform.evaluate.visits import VisitReader, place_grid
 from neuroray.platform.generate.ageing_model import load_ageing_model
 from neuroray.platform.train.loop import fit
@@ -245,6 +248,51 @@ def test_a_tokenizer_is_judged_by_itself(trained: Path, tmp_path: Path) -> None:
     assert "sub-" not in page
     assert page.count("<img") == 1
     assert any("25" in warning for warning in answer["warnings"])
+
+
+def test_perceptual_distance_stands_in_every_row_where_weights_are_given(
+    trained: Path, asked: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    torch.manual_seed(2)
+    save_file(timm.create_model("resnet10t", pretrained=False).state_dict(), tmp_path / "weights.safetensors")
+    network = {"perceptual_weights": str(tmp_path / "weights.safetensors"), "perceptual_network": "resnet10t"}
+    answer = ask(trained, tmp_path / "out", skip_example=True, **network)
+    meter = open_perceptual_meter(network["perceptual_weights"], network="resnet10t")
+    store, model = ScanStore(trained / "store"), load_ageing_model(str(trained / "run"))
+    read = BrainVolumeReader(store.uri, store.version, model.grid)
+    rows, report = read_rows(tmp_path / "out" / "pairs.csv"), json.loads((tmp_path / "out" / "report.json").read_text())
+    for row in rows:
+        first, second = (read(ReadItem(scan_id=row[name])) for name in ("previous", "target"))
+        said = meter.measure(first["volume"], second["volume"], np.array(second["brain"]))
+        assert float(row["copy_perceptual"]) == pytest.approx(said, rel=1e-6)
+    for name in report["rows"]:
+        mean = np.mean([float(row[f"{name}_perceptual"]) for row in rows])
+        assert report["whole"]["metrics"][name]["perceptual"]["value"] == pytest.approx(mean, rel=1e-6)
+        assert mean > 0
+    assert report["perceptual"]["weights_sha256"] == meter.sha256
+    assert report["measured"]["perceptual"]["better"] == "lower"
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Perceptual distance</th>" in page
+    assert "Perceptual distance" in answer["text"]
+    # Without weights it is nowhere but in the line that says so.
+    without = json.loads((asked[0] / "report.json").read_text())
+    assert without["perceptual"] is None
+    assert "perceptual" not in without["measured"]
+    assert (asked[0] / "report.html").read_text().count("erceptual") == asked[1]["text"].count("erceptual") == 2
+    asked_tokenizer = evaluate.Args(
+        run=str(trained / "tokenizer"), out=str(tmp_path / "t"), num_resamples=20, **network
+    )
+    found = evaluate.run(asked_tokenizer)
+    scores = [float(row["perceptual"]) for row in read_rows(tmp_path / "t" / "scans.csv")]
+    assert found["metrics"]["perceptual"]["value"] == pytest.approx(np.mean(scores), rel=1e-6)
+
+
+def test_a_tokenizer_is_not_asked_what_it_cannot_tell(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="neuroar_vqvae is not judged") as refused:
+        evaluate.run(
+            evaluate.Args(run=str(trained / "tokenizer"), out=str(tmp_path), backward=True, age_model=str(trained))
+        )
+    assert "--backward --age-model" in str(refused.value)
 
 
 def test_the_model_card_takes_the_evaluation(trained: Path, asked: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

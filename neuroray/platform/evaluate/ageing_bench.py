@@ -16,6 +16,7 @@ from neuroray.platform.evaluate.ageing_sweep import SweptPerson, choose_ages, sw
 from neuroray.platform.evaluate.brain_regions import RegionMaps, map_regions
 from neuroray.platform.evaluate.generated_ages import PREVIOUS, TARGET, AgeReader, fit_ridge_age, load_run_age
 from neuroray.platform.evaluate.image_quality import compare_volumes
+from neuroray.platform.evaluate.perceptual import PERCEPTUAL, PerceptualMeter
 from neuroray.platform.evaluate.run import RunFold
 from neuroray.platform.evaluate.visits import Visit, VisitPair, VisitReader, pair_records, place_grid
 from neuroray.platform.generate.ageing_model import AgeingModel, load_ageing_model
@@ -35,6 +36,7 @@ class AgeingOptions:
         diffusion: Train a small latent diffusion besides.
         age_model: A run that tells age from volumes; None: a regression that is fitted here.
         downstream: Also train a regression of age on real scans, and on real and generated ones.
+        perceptual: Measures the perceptual distance; None: it is left out.
         pictures: Draw strips of some pairs.
         device: Where to compute.
         seed: Of regressions, and of the ages that are generated for them.
@@ -45,6 +47,7 @@ class AgeingOptions:
     diffusion: bool = False
     age_model: str | None = None
     downstream: bool = False
+    perceptual: PerceptualMeter | None = None
     pictures: bool = True
     device: str = "cpu"
     seed: int = 0
@@ -97,6 +100,7 @@ class Bench:
         age_reader: None where none could be had.
         train: Scans of the training people with an age.
         pairs: Held-out pairs.
+        perceptual: Measures the perceptual distance; None: it is left out.
     """
 
     fold: RunFold
@@ -107,6 +111,7 @@ class Bench:
     age_reader: AgeReader | None
     train: tuple[ScanRecord, ...]
     pairs: tuple[VisitPair, ...]
+    perceptual: PerceptualMeter | None = None
 
     def judge(self, pair: VisitPair) -> JudgedPair:
         """Every row on one pair."""
@@ -125,7 +130,7 @@ class Bench:
         return JudgedPair(
             fold=self.fold.index,
             pair=pair,
-            scores={name: judge_row(told, previous, target) for name, told in rows.items()},
+            scores={name: judge_row(told, previous, target, self.perceptual) for name, told in rows.items()},
             volumes_ml=measured,
             changes_ml=changes,
             predicted_ages_years=ages,
@@ -187,12 +192,17 @@ def set_up(fold: RunFold, store: ScanStore, records: Mapping[str, ScanRecord], o
         age_reader=_find_age_reader(model, read, train, options),
         train=train,
         pairs=tuple(pair_records([records[scan_id] for scan_id in fold.split.test], backward=options.backward)),
+        perceptual=options.perceptual,
     )
 
 
-def judge_row(told: Told, previous: Visit, target: Visit) -> dict[str, float]:
+def judge_row(
+    told: Told, previous: Visit, target: Visit, perceptual: PerceptualMeter | None = None
+) -> dict[str, float]:
     """How near a row came to the follow-up: the image, and where it has any, its tokens."""
     scores = compare_volumes(told.volume, target.volume, target.brain)
+    if perceptual is not None:
+        scores[PERCEPTUAL] = perceptual.measure(told.volume, target.volume, target.brain)
     if told.tokens is None:
         return scores
     right, changed = told.tokens == target.tokens, previous.tokens != target.tokens

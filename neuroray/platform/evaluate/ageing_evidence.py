@@ -13,6 +13,7 @@ from neuroray.platform.evaluate.evidence import Fold
 from neuroray.platform.evaluate.image_quality import IMAGE_METRICS
 from neuroray.platform.evaluate.intervals import Estimate, draw_resamples, estimate
 from neuroray.platform.evaluate.metrics import Metric
+from neuroray.platform.evaluate.perceptual import PERCEPTUAL, PERCEPTUAL_METRIC, PerceptualMeter, keep_measured
 from neuroray.platform.evaluate.visits import VisitPair
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ ROW_LABELS: Final = {
 }
 """The rows that every table has, in its order."""
 PAIR_METRICS: Final = IMAGE_METRICS | {
+    PERCEPTUAL: PERCEPTUAL_METRIC,
     "token_accuracy": Metric(label="Tokens right", better="higher"),
     "changed_token_accuracy": Metric(label="Changed tokens right", better="higher"),
 }
@@ -42,7 +44,8 @@ class JudgedPair:
     Attributes:
         fold: Which model told it.
         pair: Ids go into pairs.csv and nowhere else.
-        scores: By row, the metrics of `PAIR_METRICS`; NaN what a row has not.
+        scores: By row, the metrics of `PAIR_METRICS`; NaN what a row has not; without the perceptual distance where
+            nothing measures it.
         volumes_ml: Soft volumes of regions: of `previous`, `target` and every row, then by region.
         changes_ml: By row and region, what it says has changed: against what it says of the previous scan itself, so
             that what the tokenizer blurs is in both.
@@ -153,6 +156,7 @@ class AgeingEvaluation:
         sweep: The same people at rising ages.
         read_age: What another model reads off each row; None where none could be had.
         downstream: Age told from real scans, and from real and generated ones; None where it was not asked for.
+        perceptual: What measured the perceptual distance; None where it was not.
         pictures: Of some pairs.
         warnings: What is to be known before the numbers are believed.
     """
@@ -174,6 +178,7 @@ class AgeingEvaluation:
     provenance: Mapping[str, Any]
     read_age: AgeRead | None = None
     downstream: Downstream | None = None
+    perceptual: PerceptualMeter | None = None
     pictures: tuple[Picture, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -182,11 +187,22 @@ class AgeingEvaluation:
         """People judged, each counted once."""
         return len({row.pair.previous.subject for row in self.judged})
 
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """What was measured of images and tokens."""
+        return find_metrics(self.judged)
+
+
+def find_metrics(judged: Sequence[JudgedPair]) -> dict[str, Metric]:
+    """`PAIR_METRICS`, the perceptual distance only where it was measured."""
+    return keep_measured(PAIR_METRICS, (scores for one in judged for scores in one.scores.values()))
+
 
 def weigh_rows(judged: Sequence[JudgedPair], rows: Sequence[str], *, seed: int, num_resamples: int) -> RowsFound:
     """Means over pairs, and what each row has over the copy; families, or people, are drawn whole."""
     resamples = draw_pairs(judged, seed=seed, num_resamples=num_resamples)
-    values = {row: {name: column(judged, row, name) for name in PAIR_METRICS} for row in rows}
+    names = find_metrics(judged)
+    values = {row: {name: column(judged, row, name) for name in names} for row in rows}
     less = {
         row: {name: found - values[COPY][name] for name, found in columns.items()}
         for row, columns in values.items()

@@ -144,6 +144,7 @@ def _assemble(
         sweep=weigh_sweep(swept, judged, maps.main, num_left_out=num_left_out, **draws),
         read_age=None if reader is None else weigh_read_ages(judged, rows, reader.label, **draws),
         downstream=weigh_downstream(told, **draws) if told else None,
+        perceptual=options.perceptual,
         backward=options.backward,
         seed=options.seed,
         num_resamples=num_resamples,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from neuroray.platform.evaluate.ageing_evidence import LONG_GAP_YEARS, PAIR_METRICS, AgeingEvaluation, JudgedPair
+from neuroray.platform.evaluate.ageing_evidence import LONG_GAP_YEARS, AgeingEvaluation, JudgedPair
 from neuroray.platform.evaluate.ageing_page import render_ageing_page
 from neuroray.platform.evaluate.image_quality import SSIM_STATED
 from neuroray.platform.evaluate.report_parts import FORMAT, describe_folds, describe_interval
@@ -34,7 +34,8 @@ def write_ageing_report(evaluation: AgeingEvaluation, out: Path) -> dict[str, Pa
 def write_pairs(evaluation: AgeingEvaluation, path: Path) -> None:
     """One row a pair, by fold and scans: ids, ages, every row's metrics, volumes, changes and ages read off it."""
     people = [_describe_pair(one) for one in evaluation.judged]
-    measured = [_describe_measures(one, evaluation.row_labels) for one in evaluation.judged]
+    metrics = list(evaluation.metrics)
+    measured = [_describe_measures(one, evaluation.row_labels, metrics) for one in evaluation.judged]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*people[0], *measured[0]])
         writer.writeheader()
@@ -58,8 +59,8 @@ def _describe_pair(one: JudgedPair) -> dict[str, Any]:
     }
 
 
-def _describe_measures(one: JudgedPair, rows: Iterable[str]) -> dict[str, float]:
-    found = {f"{row}_{metric}": one.scores[row].get(metric, float("nan")) for row in rows for metric in PAIR_METRICS}
+def _describe_measures(one: JudgedPair, rows: Iterable[str], metrics: Sequence[str]) -> dict[str, float]:
+    found = {f"{row}_{metric}": one.scores[row].get(metric, float("nan")) for row in rows for metric in metrics}
     found |= {f"{who}_{region}_ml": value for who, told in one.volumes_ml.items() for region, value in told.items()}
     found |= {
         f"{row}_{region}_change_ml": value for row, told in one.changes_ml.items() for region, value in told.items()
@@ -81,10 +82,11 @@ def describe_ageing(evaluation: AgeingEvaluation) -> dict[str, Any]:
         "rows": dict(evaluation.row_labels),
         "measured": {
             name: {"label": metric.label, "better": metric.better, "unit": metric.unit}
-            for name, metric in PAIR_METRICS.items()
+            for name, metric in evaluation.metrics.items()
         },
         "data_range": "values in [0, 1]: the brain's percentiles 0.5 and 99.5 of each scan",
         "ssim": SSIM_STATED,
+        "perceptual": evaluation.perceptual.to_json() if evaluation.perceptual else None,
         "long_gap_years": LONG_GAP_YEARS,
         "interval": describe_interval(
             "percentile bootstrap over families or people",

@@ -19,6 +19,7 @@ from neuroray.platform.evaluate.evidence import Fold
 from neuroray.platform.evaluate.image_quality import IMAGE_METRICS, compare_volumes
 from neuroray.platform.evaluate.intervals import NUM_RESAMPLES, Estimate, draw_resamples
 from neuroray.platform.evaluate.number_evidence import name_group
+from neuroray.platform.evaluate.perceptual import PERCEPTUAL, PERCEPTUAL_METRIC, PerceptualMeter, keep_measured
 from neuroray.platform.evaluate.run import (
     RunFold,
     check_people,
@@ -35,6 +36,7 @@ from neuroray.storage.records import ScanRecord
 from neuroray.storage.scan import Scan
 from neuroray.storage.store import ScanStore
 
+SCAN_METRICS = IMAGE_METRICS | {PERCEPTUAL: PERCEPTUAL_METRIC}
 Track = Callable[[Sequence[str]], Iterable[str]]
 
 
@@ -89,6 +91,7 @@ class TokenizerEvaluation:
         metrics: The mean over held-out scans, with intervals over people.
         usage: By side: `train` and `test` of the first fold.
         picture: A scan, its reconstruction and the difference.
+        perceptual: What measured the perceptual distance; None where it was not.
     """
 
     modality: str
@@ -100,6 +103,7 @@ class TokenizerEvaluation:
     num_resamples: int
     provenance: Mapping[str, Any]
     picture: Picture | None = None
+    perceptual: PerceptualMeter | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -116,6 +120,7 @@ def evaluate_tokenizer(
     num_resamples: int = NUM_RESAMPLES,
     device: str = "cpu",
     with_picture: bool = True,
+    perceptual: PerceptualMeter | None = None,
     facts: Mapping[str, Any] | None = None,
     track: Track | None = None,
 ) -> TokenizerEvaluation:
@@ -128,6 +133,7 @@ def evaluate_tokenizer(
         num_resamples: Of the bootstrap.
         device: Where to compute.
         with_picture: Draw one scan beside its reconstruction.
+        perceptual: Measures the perceptual distance; None: it is left out.
         facts: What the report is to tell of its making.
         track: Shows progress over scans.
 
@@ -145,14 +151,16 @@ def evaluate_tokenizer(
     for fold in folds:
         check_people(fold, records)
         tokenizer, read = _open(fold, opened, device)
-        found = [_judge(fold.index, read(records[name]), tokenizer) for name in follow(list(fold.split.test))]
+        scans = follow(list(fold.split.test))
+        found = [_judge(fold.index, read(records[name]), tokenizer, perceptual) for name in scans]
         judged += found
         described.append(_describe_fold(fold, records, found))
     tokenizer, read = _open(folds[0], opened, device)
     usage = {}
     for side, names in (("train", folds[0].split.train), ("test", folds[0].split.test)):
         usage[side] = tell_usage([read(records[name]).tokens for name in follow(list(names))], tokenizer)
-    columns = {name: np.array([one.scores[name] for one in judged]) for name in IMAGE_METRICS}
+    measured = keep_measured(SCAN_METRICS, (one.scores for one in judged))
+    columns = {name: np.array([one.scores[name] for one in judged]) for name in measured}
     groups = [name_group(one.record.subject, one.record.family_id) for one in judged]
     resamples = draw_resamples(groups, ["all"] * len(groups), seed=seed, num_resamples=num_resamples)
     metrics = estimate_means(columns, resamples)
@@ -167,6 +175,7 @@ def evaluate_tokenizer(
         num_resamples=num_resamples,
         provenance=describe_origin(run, folds, opened, facts or {}),
         picture=_draw(read, tokenizer, first) if with_picture else None,
+        perceptual=perceptual,
         warnings=_warn(metrics, usage),
     )
 
@@ -192,8 +201,11 @@ def _rebuild(visit: Visit, tokenizer: Tokenizer) -> np.ndarray:
     return tokenizer.model.decode(visit.tokens, tokenizer.grid)[0].cpu().numpy()
 
 
-def _judge(fold_index: int, visit: Visit, tokenizer: Tokenizer) -> JudgedScan:
-    scores = compare_volumes(_rebuild(visit, tokenizer), visit.volume, visit.brain)
+def _judge(fold_index: int, visit: Visit, tokenizer: Tokenizer, perceptual: PerceptualMeter | None) -> JudgedScan:
+    made = _rebuild(visit, tokenizer)
+    scores = compare_volumes(made, visit.volume, visit.brain)
+    if perceptual is not None:
+        scores[PERCEPTUAL] = perceptual.measure(made, visit.volume, visit.brain)
     return JudgedScan(fold=fold_index, record=visit.record, scores=scores)
 
 

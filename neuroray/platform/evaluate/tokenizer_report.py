@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from neuroray.platform.evaluate.ageing_page import tell_ends, tell_value
+from neuroray.platform.evaluate.ageing_page_tables import tell_ends, tell_value
 from neuroray.platform.evaluate.figures import draw_learning_curves
-from neuroray.platform.evaluate.image_quality import IMAGE_METRICS, SSIM_STATED
+from neuroray.platform.evaluate.image_quality import SSIM_STATED
 from neuroray.platform.evaluate.page import Numbering, PageFigure, describe_provenance
+from neuroray.platform.evaluate.perceptual import PERCEPTUAL, tell_perceptual
 from neuroray.platform.evaluate.report_parts import FORMAT, describe_folds, describe_interval, describe_metrics
 from neuroray.platform.evaluate.templates import open_template
-from neuroray.platform.evaluate.tokenizer_protocol import TokenizerEvaluation
+from neuroray.platform.evaluate.tokenizer_protocol import SCAN_METRICS, TokenizerEvaluation
 
 _SIDES = {"train": "trained on", "test": "judged on"}
 
@@ -31,9 +32,9 @@ def write_tokenizer_report(evaluation: TokenizerEvaluation, out: Path) -> dict[s
     paths = {name: out / name for name in ("scans.csv", "report.json", "report.html")}
     with paths["scans.csv"].open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["fold", "scan_id", "subject", "age_years", *IMAGE_METRICS])
+        writer.writerow(["fold", "scan_id", "subject", "age_years", *evaluation.metrics])
         for one in sorted(evaluation.judged, key=lambda one: (one.fold, one.record.scan_id)):
-            values = [f"{one.scores[name]:.9g}" for name in IMAGE_METRICS]
+            values = [f"{one.scores[name]:.9g}" for name in evaluation.metrics]
             writer.writerow([one.fold, one.record.scan_id, one.record.subject, one.record.age_years, *values])
     described = describe_tokenizer(evaluation)
     paths["report.json"].write_text(json.dumps(described, indent=2, allow_nan=False) + "\n")
@@ -52,9 +53,10 @@ def describe_tokenizer(evaluation: TokenizerEvaluation) -> dict[str, Any]:
         "target": "",
         "num_people": evaluation.num_people,
         "num_scans": len(evaluation.judged),
-        "metrics": describe_metrics(IMAGE_METRICS, evaluation.metrics),
+        "metrics": describe_metrics(SCAN_METRICS, evaluation.metrics),
         "data_range": "values in [0, 1]: the brain's percentiles 0.5 and 99.5 of each scan",
         "ssim": SSIM_STATED,
+        "perceptual": evaluation.perceptual.to_json() if evaluation.perceptual else None,
         "usage": {side: dataclasses.asdict(found) for side, found in evaluation.usage.items()},
         "interval": describe_interval(
             "percentile bootstrap over families or people",
@@ -80,7 +82,8 @@ def _describe_page(evaluation: TokenizerEvaluation) -> dict[str, Any]:
         "warnings": evaluation.warnings,
         "metrics": [
             (f"{metric.label}{f' ({metric.unit})' if metric.unit else ''}", _tell(evaluation, name))
-            for name, metric in IMAGE_METRICS.items()
+            for name, metric in SCAN_METRICS.items()
+            if name in evaluation.metrics
         ],
         "usage": [_tabulate(evaluation, side) for side in evaluation.usage],
         "picture": None if picture is None else numbering.picture(picture.png, picture.title, picture.caption),
@@ -88,6 +91,7 @@ def _describe_page(evaluation: TokenizerEvaluation) -> dict[str, Any]:
         "methods": [
             f"PSNR has a data range of 1. SSIM: {SSIM_STATED}. Intervals are over families or people, "
             f"{evaluation.num_resamples} resamples.",
+            tell_perceptual(evaluation.perceptual),
             "Perplexity is exp of the entropy of a scale's codes over all scans of a side together; as many "
             "positions as there are bound it, and so does the codebook.",
         ],
@@ -98,7 +102,7 @@ def _describe_page(evaluation: TokenizerEvaluation) -> dict[str, Any]:
 
 
 def _tell(evaluation: TokenizerEvaluation, name: str) -> tuple[str, str]:
-    found, digits = evaluation.metrics[name], 4 if name.startswith("l1") else 3
+    found, digits = evaluation.metrics[name], 4 if name.startswith("l1") or name == PERCEPTUAL else 3
     return tell_value(found, digits), tell_ends(found, digits)
 
 
