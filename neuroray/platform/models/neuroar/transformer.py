@@ -250,7 +250,10 @@ class NeuroARTransformer(nn.Module):
         decades = (ages_years[:, 1] - ages_years[:, 0]).float() / 10
         if hide_ages is not None:
             decades = torch.where(hide_ages, 0.0, decades)
-        return Unchanged(own=own + before, whole=whole, shown=shown, decades=decades[:, None, None])
+        midway = ages_years.float().mean(1) / 10
+        return Unchanged(
+            own=own + before, whole=whole, shown=shown, decades=decades[:, None, None], midway=midway[:, None, None]
+        )
 
     def _embed_start(self, conditions: Conditions) -> Tokens:
         return conditions.start[:, None] + self.start
@@ -279,10 +282,10 @@ class NeuroARTransformer(nn.Module):
             return self.head(tokens.to(self.head.weight.dtype)).float(), None
 
     @torch.no_grad()
-    def start_from(self, changes: Float[Tensor, "pair channel x y z"], decades: Float[Tensor, " pair"]) -> None:
+    def start_from(self, changes: Float[Tensor, "pair channel x y z"], ages_years: Float[Tensor, "pair 2"]) -> None:
         """Takes from training people what a `nearest` head starts from: see `measure_drift`."""
         if isinstance(self.head, NearestHead):
-            self.head.drift.copy_(measure_drift(changes, decades, self.config.scales))
+            self.head.drift_by(measure_drift(changes, ages_years, self.config.scales))
 
     def adopt(self, quantiser: MultiScaleQuantiser) -> None:
         """Takes over the codes that a `nearest` head compares with; any other needs none."""

@@ -527,19 +527,34 @@ def test_a_sharp_mean_over_codes_is_the_likeliest_code() -> None:
 
 def test_drift_is_the_average_change_where_it_stands_out_from_chance() -> None:
     generator = torch.Generator().manual_seed(0)
-    decades = torch.rand(40, generator=generator) + 0.2
-    change = torch.zeros(4, *GRID)
+    first = 50 + 30 * torch.rand(40, generator=generator)
+    ages = torch.stack([first, first + 2 + 10 * torch.rand(40, generator=generator)], 1)
+    decades, midway = (ages[:, 1] - ages[:, 0]) / 10, ages.mean(1) / 10
+    change, speeding = torch.zeros(2, 4, *GRID)
     change[:, 0, 0, 0] = torch.tensor([1.0, -2.0, 0.5, 0.0])
+    speeding[:, 0, 0, 0] = torch.tensor([0.0, -1.0, 0.5, 0.0])
     noise = 0.2 * torch.randn(40, 4, *GRID, generator=generator)
-    drift = measure_drift(decades.view(-1, 1, 1, 1, 1) * change + noise, decades, [(1, 1, 1), GRID])
-    # A standard error is 0.2 / sqrt(sum of squares), about 0.04.
-    torch.testing.assert_close(drift[1], change[:, 0, 0, 0], rtol=0, atol=0.15)
-    torch.testing.assert_close(drift[0], change.mean((1, 2, 3)), rtol=0, atol=0.05)
-    elsewhere = drift[2:].square().sum(1)
-    assert (
-        elsewhere == 0
-    ).float().mean() > 0.3  # by chance about half of four standard errors squared exceed their mean
-    assert elsewhere.max() < 0.05
+    true = [part.view(-1, 1, 1, 1, 1) for part in (decades, decades * (midway - 7.0))]
+    drift = measure_drift(true[0] * change + true[1] * speeding + noise, ages, [(1, 1, 1), GRID])
+    # A standard error is 0.2 / sqrt(sum of squares), about 0.05.
+    at_seven = drift.rate + (7.0 - drift.centre) * drift.speeding
+    torch.testing.assert_close(at_seven[1], change[:, 0, 0, 0], rtol=0, atol=0.2)
+    torch.testing.assert_close(at_seven[0], change.mean((1, 2, 3)), rtol=0, atol=0.06)
+    torch.testing.assert_close(drift.speeding[1], speeding[:, 0, 0, 0], rtol=0, atol=0.2)
+    for found in (drift.rate, drift.speeding):
+        elsewhere = found[2:].square().sum(1)
+        # By chance about half of four standard errors squared exceed their mean.
+        assert (elsewhere == 0).float().mean() > 0.3
+        assert elsewhere.max() < 0.1
+
+
+def test_a_drift_of_pairs_at_one_age_does_not_change_with_age() -> None:
+    ages = torch.tensor([[60.0, 62.0]]).expand(5, -1)
+    changes = torch.randn(4, *GRID, generator=torch.Generator().manual_seed(3)).expand(5, -1, -1, -1, -1)
+    drift = measure_drift(changes, ages, [GRID])
+    assert drift.centre == pytest.approx(6.1)
+    torch.testing.assert_close(drift.rate, changes[0].flatten(1).T * 5)
+    assert not drift.speeding.any()
 
 
 def test_without_training_a_nearest_head_moves_by_the_drift_and_vectors_round_nothing_off() -> None:
@@ -549,13 +564,17 @@ def test_without_training_a_nearest_head_moves_by_the_drift_and_vectors_round_no
     model = small_config(quantiser=quantiser.config, head="nearest").build().eval()
     model.adopt(quantiser)
     changes = torch.randn(4, *GRID, generator=torch.Generator().manual_seed(3)).expand(5, -1, -1, -1, -1)
-    model.start_from(changes, torch.ones(5))
+    # Before 60 nothing would change, and ten years later twice as much as at 65.
+    first = torch.linspace(60, 70, 5)
+    pace = (first + 1 - 60) / 5
+    model.start_from(pace.view(-1, 1, 1, 1, 1) * changes, torch.stack([first, first + 2], 1))
     with torch.no_grad():
         model.head.share_whole.fill_(30)
-    previous, ages = draw_tokens(model.config, 1), torch.tensor([[60.0, 60.0], [60.0, 62.0], [60.0, 55.0]])
+    previous, ages = draw_tokens(model.config, 1), torch.tensor([[66.0, 66.0], [64.0, 68.0], [70.0, 65.0]])
     made = generate_latent(model, quantiser, previous, ages, SamplingConfig(decode="vectors")).latent
     whole = quantiser.decode(previous, GRID)
-    expected = whole + torch.tensor([0.0, 0.2, -0.5]).view(3, 1, 1, 1, 1) * changes[:1]
+    # In two years `(midway - 60) / 5`, so in a decade five times as much.
+    expected = whole + torch.tensor([0.0, 0.4 * 6, -0.5 * 7.5]).view(3, 1, 1, 1, 1) * changes[:1]
     torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
 
 
