@@ -103,9 +103,10 @@ class Codebook(nn.Module):
         """
         if counted is not None:
             vectors, indices = vectors[counted], indices[counted]
-        flat = indices.flatten()
-        counts = torch.bincount(flat, minlength=len(self.codes)).to(self.sizes.dtype)
-        sums = torch.zeros_like(self.sums).index_add_(0, flat, vectors.flatten(0, 1).to(self.sums.dtype))
+        flat, weights = indices.flatten(), self._weigh(scale_sizes).to(self.sizes).repeat(len(indices))
+        counts = torch.zeros_like(self.sizes).index_add_(0, flat, weights)
+        weighed = vectors.flatten(0, 1).to(self.sums.dtype) * weights[:, None]
+        sums = torch.zeros_like(self.sums).index_add_(0, flat, weighed)
         if _is_shared():
             dist.all_reduce(counts)
             dist.all_reduce(sums)
@@ -118,6 +119,13 @@ class Codebook(nn.Module):
         used = counts > 0
         self.codes[used] = self.sums[used] / self.sizes[used, None]
         self._revive(vectors, scale_sizes)
+
+    def _weigh(self, scale_sizes: Sequence[int]) -> Float[Tensor, " token"]:
+        """How much each place of a volume counts, 1 on average."""
+        if not self.config.equal_scales:
+            return torch.ones(sum(scale_sizes))
+        share = sum(scale_sizes) / len(scale_sizes)
+        return torch.cat([torch.full((size,), share / size) for size in scale_sizes])
 
     def _revive(self, vectors: Float[Tensor, "batch token channel"], scale_sizes: Sequence[int]) -> None:
         mean = self.sizes.mean()

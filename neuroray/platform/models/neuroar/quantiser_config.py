@@ -33,6 +33,8 @@ class QuantiserConfig(Config):
         level_sizes: Divide what each scale looks up by its usual size (the running root of its mean square), and
             multiply what is found by it: all scales then use all of the codebook, where else coarse scales, whose
             means are small, and late ones, to which little is left, share a few codes about 0.
+        equal_scales: In the running means of codes, let all scales weigh the same, however many places they have: where
+            each place counts once, codes go where the finest scale needs them, and a scale of one place shares a few.
     """
 
     num_codes: int = 2048
@@ -49,6 +51,7 @@ class QuantiserConfig(Config):
     scale_dropout: float = 0.0
     scales_kept: int = 2
     level_sizes: bool = False
+    equal_scales: bool = False
 
     def __post_init__(self) -> None:
         counts = (self.num_codes - 1, self.code_dim, self.num_scales, self.num_refiners, *sum(self.scales, ()))

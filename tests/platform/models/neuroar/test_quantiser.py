@@ -240,6 +240,33 @@ def test_codes_start_from_what_the_scales_look_up_each_scale_as_often() -> None:
     assert len(quantiser.eval().encode(latent).unique()) >= 8
 
 
+def test_scales_of_equal_weight_keep_codes_for_the_coarsest_where_places_of_equal_weight_do_not() -> None:
+    perplexity = {}
+    for equal in (False, True):
+        generator = torch.Generator().manual_seed(5)
+        book = Codebook(QuantiserConfig(num_codes=16, code_dim=4, decay=0.8, equal_scales=equal, revive_below=0.0))
+        # A scale of one place beside one of 60, both spread alike, about other centres.
+        coarse = torch.randn(8, 1, 4, generator=generator) + torch.tensor([1.5, 0, 0, 0])
+        vectors = torch.cat([coarse, torch.randn(8, 60, 4, generator=generator)], 1)
+        book.start(vectors, [1, 60])
+        for _ in range(40):
+            book.observe(vectors, book.find_nearest(vectors), [1, 60])
+        counts = torch.bincount(book.find_nearest(coarse).flatten(), minlength=16) / 8
+        perplexity[equal] = float(torch.exp(-(counts * counts.clamp_min(1e-9).log()).sum()))
+    assert perplexity[True] > 6  # of 8 vectors
+    assert perplexity[False] < perplexity[True] - 1
+
+
+def test_counts_of_scales_of_equal_weight_are_one_on_average() -> None:
+    book = Codebook(QuantiserConfig(num_codes=2, code_dim=1, decay=0.5, equal_scales=True, revive_below=0.0))
+    book.codes.copy_(torch.tensor([[0.0], [1.0]]))
+    book.sums.copy_(book.codes)
+    book.observe(torch.tensor([[[0.0], [1.0], [1.0], [2.0]]]), torch.tensor([[0, 1, 1, 1]]), [1, 3])
+    # The only vector of the first scale counts as the three of the second: 2 and 3 times 2/3.
+    torch.testing.assert_close(book.sizes, torch.tensor([0.5 + 0.5 * 2, 0.5 + 0.5 * 2]))
+    torch.testing.assert_close(book.codes[1, 0], torch.tensor((0.5 * 1 + 0.5 * 4 * 2 / 3) / 1.5))
+
+
 def test_vectors_that_are_no_numbers_leave_the_codebook_as_it_is() -> None:
     book = Codebook(QuantiserConfig(num_codes=4, code_dim=3))
     before = {name: value.clone() for name, value in book.state_dict().items()}
