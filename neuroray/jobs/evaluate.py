@@ -81,6 +81,10 @@ class Args:
     perceptual_network: str = "resnet18"
     """What timm calls that network."""
 
+    label_maps: str | None = None
+    """Of runs of neuroar/transformer: a folder of label maps, one for each scan and on its file's grid (FreeSurfer's or
+    SynthSeg's numbers, or a BIDS _dseg with its table), to measure the hippocampus and other structures by."""
+
     skip_example: bool = False
     """Leave pictures out of the page: the map of one held-out scan (models of slices), strips of pairs (neuroar)."""
 
@@ -180,6 +184,7 @@ def _command(args: Args) -> list[str]:
     words += ["--downstream"] if args.downstream else []
     words += ["--perceptual-weights", args.perceptual_weights] if args.perceptual_weights else []
     words += ["--perceptual-network", args.perceptual_network] if args.perceptual_network != "resnet18" else []
+    words += ["--label-maps", args.label_maps] if args.label_maps else []
     words += ["--target", args.target] if args.target else []
     words += ["--seed", str(args.seed), "--num-resamples", str(args.num_resamples)]
     return words + (["--skip-example"] if args.skip_example else [])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from neuroray.jobs.logs import progress
 from neuroray.platform.evaluate.ageing_bench import AgeingOptions
 from neuroray.platform.evaluate.ageing_evidence import MODEL, PAIR_METRICS, AgeingEvaluation
-from neuroray.platform.evaluate.ageing_findings import tell_change, tell_sweep
+from neuroray.platform.evaluate.ageing_findings import tell_change, tell_structures, tell_sweep
 from neuroray.platform.evaluate.ageing_protocol import evaluate_ageing
 from neuroray.platform.evaluate.ageing_report import describe_ageing, write_ageing_report
 from neuroray.platform.evaluate.intervals import Estimate
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 TRANSFORMER, TOKENIZER = "neuroar", "neuroar_vqvae"
 _TOLD = ("psnr_brain", "ssim_brain", "l1_brain", "changed_token_accuracy", PERCEPTUAL)
-_OF_PAIRS = ("backward", "age_model", "diffusion", "downstream", "perceptual_weights")
+_OF_PAIRS = ("backward", "age_model", "diffusion", "downstream", "perceptual_weights", "label_maps")
 _OF_TOKENIZERS = ("perceptual_weights",)
 
 
@@ -119,6 +119,7 @@ def _judge_transformer(args: Args, out: Path, facts: dict[str, Any]) -> dict[str
             age_model=args.age_model,
             downstream=args.downstream,
             perceptual=_open_perceptual(args),
+            label_maps=args.label_maps,
             pictures=not args.skip_example,
             device=args.device,
             seed=args.seed,
@@ -148,7 +149,7 @@ def _tell(found: AgeingEvaluation, paths: dict[str, Path]) -> str:
         lines.append(f"  {label:<84}{values}")
     gain = found.whole.gains[MODEL]["l1_brain"]
     lines.append(f"  L1 in the brain, model less copy: {gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})")
-    lines += [f"  {tell_change(found)}", f"  {tell_sweep(found)}"]
+    lines += [f"  {text}" for text in (tell_change(found), *tell_structures(found), tell_sweep(found))]
     lines += [f"  {tell_perceptual(None)}"] if found.perceptual is None else []
     lines += [f"  note: {warning}" for warning in found.warnings]
     return "\n".join([*lines, f"written to {paths['report.html']}"])

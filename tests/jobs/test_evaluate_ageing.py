@@ -22,6 +22,7 @@ from neuroray.platform.data.brain_volumes import BrainVolumeReader, fit_grid, re
 from neuroray.platform.data.plan import ReadItem
 from neuroray.platform.data.tokens import load_tokenizer
 from neuroray.platform.evaluate.ageing_rows import ModelTeller
+from neuroray.platform.evaluate.brain_regions import share_tissues
 from neuroray.platform.evaluate.generated_ages import load_run_age
 from neuroray.platform.evaluate.image_quality import compare_volumes
 from neuroray.platform.evaluate.loaded import load_measure_model
@@ -285,6 +286,62 @@ def test_perceptual_distance_stands_in_every_row_where_weights_are_given(
     found = evaluate.run(asked_tokenizer)
     scores = [float(row["perceptual"]) for row in read_rows(tmp_path / "t" / "scans.csv")]
     assert found["metrics"]["perceptual"]["value"] == pytest.approx(np.mean(scores), rel=1e-6)
+
+
+def write_labels(store: ScanStore, record: Any, folder: Path) -> dict[str, np.ndarray]:
+    """The hole as ventricles and a slab of the ball as hippocampus, one on its other side for the older."""
+    voxels = store.read(record.scan_id).voxels
+    is_older = record.session == "02"
+    slab = np.zeros(voxels.shape, bool)
+    slab[4 : 6 if is_older else 7, 5:14, 5:12] = True
+    masks = {"hippocampus": slab, "lateral ventricles": (voxels > 0) & (voxels < 400)}
+    labels = np.select([masks["lateral ventricles"], slab], [4, 53], 0).astype(np.int16)
+    image = nib.Nifti1Image(labels, np.array(record.affine).reshape(4, 4))
+    nib.save(image, folder / f"sub-{record.subject}_ses-{record.session}_dseg.nii.gz")
+    return {"hippocampus": labels == 53, "lateral ventricles": labels == 4}
+
+
+def test_labelled_structures_are_measured_where_labels_are(trained: Path, tmp_path: Path) -> None:
+    store, pairs = ScanStore(trained / "store"), find_pairs(trained)
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    told = {one.scan_id: write_labels(store, one, maps) for pair in pairs[1:] for one in pair}
+    answer = ask(trained, tmp_path / "out", skip_example=True, label_maps=str(maps))
+    rows = {row["previous"]: row for row in read_rows(tmp_path / "out" / "pairs.csv")}
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    regions = report["regions"]["rows"]
+    assert report["regions"]["labels"]["num_pairs"] == len(pairs) - 1
+    assert report["regions"]["labels"]["num_pairs_without"] == 1
+    assert rows[pairs[0][0].scan_id]["target_hippocampus (labels)_ml"] == ""
+    model = load_ageing_model(str(trained / "run"))
+    read = VisitReader(store, model.tokenizer, model.grid)
+    true, predicted = [], []
+    for first, second in pairs[1:]:
+        row, visit = rows[first.scan_id], read(first)
+        made = ModelTeller(model).tell(visit, second.age_years)
+        for structure, tissue in (("hippocampus", "grey"), ("lateral ventricles", "fluid")):
+            region = f"{structure} (labels)"
+            before, after = (float(told[one.scan_id][structure].sum()) * 0.064 for one in (first, second))
+            assert float(row[f"previous_{region}_ml"]) == pytest.approx(before)
+            assert float(row[f"target_{region}_ml"]) == pytest.approx(after)
+            assert row[f"copy_{region}_change_ml"] == "0"
+            # Voxels are of 4 mm, so that nothing but the label itself is within 2 mm.
+            place = fit_grid(told[first.scan_id][structure], model.grid)
+            shares = [share_tissues(volume, visit.brain) for volume in (made.volume, made.start)]
+            change = np.subtract(*(float(one[tissue][place].sum()) for one in shares if one is not None)) * 0.064
+            assert float(row[f"model_{region}_change_ml"]) == pytest.approx(change, rel=1e-5, abs=1e-9)
+            assert float(row[f"model_{region}_ml"]) == pytest.approx(before + change, rel=1e-6)
+            if structure == "hippocampus":
+                true.append(after - before)
+                predicted.append(change)
+    found = regions["hippocampus (labels)"]["model"]
+    assert found["num_pairs"] == len(pairs) - 1 >= 2
+    assert found["change"]["mae"]["value"] == pytest.approx(np.abs(np.subtract(predicted, true)).mean(), rel=1e-5)
+    assert found["volume_error_ml"]["value"] == pytest.approx(found["change"]["mae"]["value"], rel=1e-5)
+    assert regions["fluid"]["model"]["num_pairs"] == len(pairs)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"Hippocampus (labels), {len(pairs) - 1} pairs" in page
+    assert "hippocampus (labels): predicted and true change" in answer["text"]
 
 
 def test_a_tokenizer_is_not_asked_what_it_cannot_tell(trained: Path, tmp_path: Path) -> None:

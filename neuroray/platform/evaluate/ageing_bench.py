@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -16,6 +17,7 @@ from neuroray.platform.evaluate.ageing_sweep import SweptPerson, choose_ages, sw
 from neuroray.platform.evaluate.brain_regions import RegionMaps, map_regions
 from neuroray.platform.evaluate.generated_ages import PREVIOUS, TARGET, AgeReader, fit_ridge_age, load_run_age
 from neuroray.platform.evaluate.image_quality import compare_volumes
+from neuroray.platform.evaluate.labelled_regions import LabelMeter, Places
 from neuroray.platform.evaluate.perceptual import PERCEPTUAL, PerceptualMeter
 from neuroray.platform.evaluate.run import RunFold
 from neuroray.platform.evaluate.visits import Visit, VisitPair, VisitReader, pair_records, place_grid
@@ -37,6 +39,7 @@ class AgeingOptions:
         age_model: A run that tells age from volumes; None: a regression that is fitted here.
         downstream: Also train a regression of age on real scans, and on real and generated ones.
         perceptual: Measures the perceptual distance; None: it is left out.
+        label_maps: A folder of label maps of held-out scans; None: regions are told from values alone.
         pictures: Draw strips of some pairs.
         device: Where to compute.
         seed: Of regressions, and of the ages that are generated for them.
@@ -48,6 +51,7 @@ class AgeingOptions:
     age_model: str | None = None
     downstream: bool = False
     perceptual: PerceptualMeter | None = None
+    label_maps: str | None = None
     pictures: bool = True
     device: str = "cpu"
     seed: int = 0
@@ -74,11 +78,16 @@ class RegionMeter:
         # Without places the affine changes nothing, and grids of native scans all differ.
         return map_regions((x, y, z), affine if self.in_template else (), in_template=self.in_template)
 
-    def __call__(self, volume: np.ndarray, brain: np.ndarray, visit: Visit) -> Mapping[str, float]:
-        """Of a volume in the space of this visit."""
+    def __call__(
+        self, volume: np.ndarray, brain: np.ndarray, visit: Visit, places: Places | None = None
+    ) -> dict[str, float]:
+        """Of a volume in the space of this visit; at these places too."""
         affine = np.array(visit.record.affine).reshape(4, 4)
         voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000 / self._stretch(visit.record.scan_id)
-        return self.maps(visit).measure(volume, brain, voxel_ml=voxel_ml)
+        maps = self.maps(visit)
+        if places:
+            maps = dataclasses.replace(maps, places={**maps.places, **places})
+        return maps.measure(volume, brain, voxel_ml=voxel_ml)
 
     def _stretch(self, scan_id: str) -> float:
         if scan_id not in self.stretch:
@@ -101,6 +110,7 @@ class Bench:
         train: Scans of the training people with an age.
         pairs: Held-out pairs.
         perceptual: Measures the perceptual distance; None: it is left out.
+        labels: Label maps of held-out scans; None: there are none.
     """
 
     fold: RunFold
@@ -112,20 +122,24 @@ class Bench:
     train: tuple[ScanRecord, ...]
     pairs: tuple[VisitPair, ...]
     perceptual: PerceptualMeter | None = None
+    labels: LabelMeter | None = None
 
     def judge(self, pair: VisitPair) -> JudgedPair:
         """Every row on one pair."""
         previous, target = self.read(pair.previous), self.read(pair.target)
         rows = self.tell(previous, target)
+        places = {} if self.labels is None else self.labels.places(previous, target)
         measured = {"previous": self.measure(previous.volume, previous.brain, previous)}
         measured["target"] = self.measure(target.volume, target.brain, target)
         changes = {}
         for name, told in rows.items():
             # The ceiling is the follow-up itself: its own brain, and its own way to the template.
             visit = target if name == CEILING else previous
-            start = self.measure(told.start, previous.brain, previous)
-            measured[name] = self.measure(told.volume, visit.brain, visit)
+            start = self.measure(told.start, previous.brain, previous, places)
+            measured[name] = self.measure(told.volume, visit.brain, visit, places)
             changes[name] = {region: value - start[region] for region, value in measured[name].items()}
+        if self.labels is not None:
+            self.labels.anchor(pair, measured, changes)
         ages, starts = self._read_ages(rows, previous, target)
         return JudgedPair(
             fold=self.fold.index,
@@ -172,8 +186,21 @@ class Bench:
         return real | told, {name: read(one.start, previous) for name, one in rows.items()}
 
 
-def set_up(fold: RunFold, store: ScanStore, records: Mapping[str, ScanRecord], options: AgeingOptions) -> Bench:
+def set_up(
+    fold: RunFold,
+    store: ScanStore,
+    records: Mapping[str, ScanRecord],
+    options: AgeingOptions,
+    labels: LabelMeter | None = None,
+) -> Bench:
     """Loads the model and fits what stands beside it, on the training people alone.
+
+    Args:
+        fold: With scans in place of pairs.
+        store: Of all scans.
+        records: Of all scans.
+        options: What is judged.
+        labels: Label maps of held-out scans.
 
     Raises:
         GenerationError: no model that tells brains.
@@ -191,9 +218,15 @@ def set_up(fold: RunFold, store: ScanStore, records: Mapping[str, ScanRecord], o
         measure=RegionMeter(store=store, in_template=read_model_profile(model.card).name in IN_TEMPLATE),
         age_reader=_find_age_reader(model, read, train, options),
         train=train,
-        pairs=tuple(pair_records([records[scan_id] for scan_id in fold.split.test], backward=options.backward)),
+        pairs=find_held_out_pairs(fold, records, backward=options.backward),
         perceptual=options.perceptual,
+        labels=labels,
     )
+
+
+def find_held_out_pairs(fold: RunFold, records: Mapping[str, ScanRecord], *, backward: bool) -> tuple[VisitPair, ...]:
+    """All pairs of visits of the test people."""
+    return tuple(pair_records([records[scan_id] for scan_id in fold.split.test], backward=backward))
 
 
 def judge_row(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from neuroray.platform.evaluate.ageing_pictures import Picture
     from neuroray.platform.evaluate.ageing_regions import RegionRow
     from neuroray.platform.evaluate.ageing_sweep import SweepFound
+    from neuroray.platform.evaluate.labelled_regions import LabelMeter
 
 COPY, CEILING, MODEL = "copy", "ceiling", "model"
 ROW_LABELS: Final = {
@@ -46,7 +47,8 @@ class JudgedPair:
         pair: Ids go into pairs.csv and nowhere else.
         scores: By row, the metrics of `PAIR_METRICS`; NaN what a row has not; without the perceptual distance where
             nothing measures it.
-        volumes_ml: Soft volumes of regions: of `previous`, `target` and every row, then by region.
+        volumes_ml: Soft volumes of regions, and those of labels: of `previous`, `target` and every row, then by region;
+            a labelled structure only where both visits have labels.
         changes_ml: By row and region, what it says has changed: against what it says of the previous scan itself, so
             that what the tokenizer blurs is in both.
         predicted_ages_years: What another model reads off `previous`, `target` and every row.
@@ -157,6 +159,7 @@ class AgeingEvaluation:
         read_age: What another model reads off each row; None where none could be had.
         downstream: Age told from real scans, and from real and generated ones; None where it was not asked for.
         perceptual: What measured the perceptual distance; None where it was not.
+        labels: Label maps by which structures were measured besides; None where there were none.
         pictures: Of some pairs.
         warnings: What is to be known before the numbers are believed.
     """
@@ -179,6 +182,7 @@ class AgeingEvaluation:
     read_age: AgeRead | None = None
     downstream: Downstream | None = None
     perceptual: PerceptualMeter | None = None
+    labels: LabelMeter | None = None
     pictures: tuple[Picture, ...] = ()
     warnings: tuple[str, ...] = ()
 

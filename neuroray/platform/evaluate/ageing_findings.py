@@ -8,6 +8,7 @@ from typing import Any
 from neuroray.platform.evaluate.ageing_evidence import CEILING, MODEL, AgeingEvaluation
 from neuroray.platform.evaluate.brain_regions import VENTRICLES
 from neuroray.platform.evaluate.intervals import Estimate
+from neuroray.platform.evaluate.labelled_regions import TISSUES, name_region
 
 LEAST_PSNR_DB = 25.0
 """What a tokenizer should reach in the brain before a transformer is worth its training."""
@@ -37,6 +38,22 @@ def tell_change(evaluation: AgeingEvaluation) -> str:
     if standing == "above":
         return f"Predicted and true change of {region} go together (r = {found.value:.2f})"
     return f"Predicted change of {region} does not follow the true one (r = {found.value:.2f})"
+
+
+def tell_structures(evaluation: AgeingEvaluation) -> list[str]:
+    """What the model foresees of each structure that label maps name."""
+    if evaluation.labels is None:
+        return []
+    found = [f"{evaluation.labels.num_known} of {evaluation.labels.num_pairs} pairs have label maps at both visits"]
+    for structure in TISSUES:
+        rows = evaluation.regions.get(name_region(structure))
+        if rows:
+            change = rows[MODEL].change
+            found.append(
+                f"{name_region(structure)}: predicted and true change r = {change['pearson_r'].value:.2f}, slope "
+                f"{change['slope'].value:.2f}, off by {change['mae'].value:.2f} ml ({rows[MODEL].num_pairs} pairs)"
+            )
+    return found
 
 
 def tell_sweep(evaluation: AgeingEvaluation) -> str:

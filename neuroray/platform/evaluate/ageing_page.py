@@ -12,6 +12,7 @@ from neuroray.platform.evaluate.ageing_evidence import CEILING, COPY, MODEL, Age
 from neuroray.platform.evaluate.ageing_page_tables import NOTHING, tell_ends, tell_value
 from neuroray.platform.evaluate.ageing_sweep import NUM_AGES
 from neuroray.platform.evaluate.image_quality import SSIM_STATED
+from neuroray.platform.evaluate.labelled_regions import tell_labels
 from neuroray.platform.evaluate.page import Numbering, describe_provenance
 from neuroray.platform.evaluate.perceptual import tell_perceptual
 from neuroray.platform.evaluate.templates import open_template
@@ -44,7 +45,7 @@ def describe_ageing_page(evaluation: AgeingEvaluation) -> dict[str, Any]:
         "gaps": figures.draw_gaps(evaluation, numbering),
         "pictures": [numbering.picture(one.png, one.title, one.caption) for one in evaluation.pictures],
         "regions": tables.tabulate_regions(evaluation),
-        "region_text": f"Volumes in ml of the person's own space: {evaluation.region_method}.",
+        "region_text": _tell_regions(evaluation),
         "changes": figures.draw_changes(evaluation, numbering),
         "sweep": figures.draw_sweep(evaluation, numbering),
         "sweep_text": _tell_sweep(evaluation),
@@ -120,6 +121,11 @@ def _tell_sweep(evaluation: AgeingEvaluation) -> str:
         f"brain, where the tokenizer's reconstruction is {tell_value(same['l1_reconstruction'], 4)} from the scan; "
         f"the first is within the second in {same['within'].value:.0%} of people.{left}"
     )
+
+
+def _tell_regions(evaluation: AgeingEvaluation) -> str:
+    text = f"Volumes in ml of the person's own space: {evaluation.region_method}."
+    return text if evaluation.labels is None else f"{text} {tell_labels(evaluation.labels)}."
 
 
 def _methods(evaluation: AgeingEvaluation) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from neuroray.platform.baselines.brain_change import BRAIN_CHANGE_LABELS
 from neuroray.platform.baselines.latent_diffusion import DIFFUSION, DIFFUSION_LABEL
-from neuroray.platform.evaluate.ageing_bench import AgeingOptions, Bench, first_visits, set_up
+from neuroray.platform.evaluate.ageing_bench import AgeingOptions, Bench, find_held_out_pairs, first_visits, set_up
 from neuroray.platform.evaluate.ageing_evidence import (
     MODEL,
     ROW_LABELS,
@@ -29,6 +29,7 @@ from neuroray.platform.evaluate.evidence import Fold
 from neuroray.platform.evaluate.generated_ages import weigh_read_ages
 from neuroray.platform.evaluate.generated_training import ToldTwice, train_twice, weigh_downstream
 from neuroray.platform.evaluate.intervals import NUM_RESAMPLES
+from neuroray.platform.evaluate.labelled_regions import open_label_maps
 from neuroray.platform.evaluate.metrics import EvaluationError
 from neuroray.platform.evaluate.run import (
     check_people,
@@ -80,6 +81,7 @@ def evaluate_ageing(
         GenerationError: a model folder that tells no brains, or whose tokenizer is not its own.
         ProfileError: scans that were prepared otherwise than those of the training.
         StoreError: scans that cannot be read.
+        LabelMapError: label maps on another grid, without a known label, or several of one scan.
     """
     options = options or AgeingOptions()
     folds = [name_scans(fold) for fold in read_folds(run)]
@@ -87,7 +89,11 @@ def evaluate_ageing(
     records = {record.scan_id: record for record in opened.records()}
     for fold in folds:
         check_people(fold, records)
-    found = [_judge_fold(set_up(fold, opened, records, options), options, track) for fold in folds]
+    labels = None
+    if options.label_maps is not None:
+        pairs = [pair for fold in folds for pair in find_held_out_pairs(fold, records, backward=options.backward)]
+        labels = open_label_maps(options.label_maps, opened, pairs)
+    found = [_judge_fold(set_up(fold, opened, records, options, labels), options, track) for fold in folds]
     provenance = describe_origin(run, folds, opened, facts or {})
     return _assemble(found, records, options, provenance, num_resamples=num_resamples)
 
@@ -145,6 +151,7 @@ def _assemble(
         read_age=None if reader is None else weigh_read_ages(judged, rows, reader.label, **draws),
         downstream=weigh_downstream(told, **draws) if told else None,
         perceptual=options.perceptual,
+        labels=bench.labels,
         backward=options.backward,
         seed=options.seed,
         num_resamples=num_resamples,

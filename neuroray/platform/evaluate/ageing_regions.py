@@ -48,9 +48,10 @@ def weigh_regions(
 ) -> dict[str, dict[str, RegionRow]]:
     """By region, then by row; a region that could not be measured in two pairs or more is left out."""
     found: dict[str, dict[str, RegionRow]] = {}
-    regions = judged[0].volumes_ml["target"] if judged[0].volumes_ml else {}
+    # Labelled structures are those of some pairs alone.
+    regions = dict.fromkeys(region for one in judged if one.volumes_ml for region in one.volumes_ml["target"])
     for region in regions:
-        known = [one for one in judged if np.isfinite([one.volumes_ml[row][region] for row in one.volumes_ml]).all()]
+        known = [one for one in judged if one.volumes_ml and _is_known(one, region)]
         if len(known) >= 2:
             draws = {"seed": seed, "num_resamples": num_resamples}
             found[region] = {row: _weigh_row(known, region, row, **draws) for row in rows}
@@ -73,6 +74,10 @@ def weigh_change(
         return {**{name: metrics[name] for name in ("pearson_r", "mae", "bias")}, "slope": slope}
 
     return estimate(weigh, resamples)
+
+
+def _is_known(one: JudgedPair, region: str) -> bool:
+    return bool(np.isfinite([volumes.get(region, np.nan) for volumes in one.volumes_ml.values()]).all())
 
 
 def _weigh_row(judged: Sequence[JudgedPair], region: str, row: str, **draws: int) -> RegionRow:

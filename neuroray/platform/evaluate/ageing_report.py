@@ -37,7 +37,9 @@ def write_pairs(evaluation: AgeingEvaluation, path: Path) -> None:
     metrics = list(evaluation.metrics)
     measured = [_describe_measures(one, evaluation.row_labels, metrics) for one in evaluation.judged]
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*people[0], *measured[0]])
+        # Labelled structures are those of some pairs alone.
+        columns = dict.fromkeys(name for values in measured for name in values)
+        writer = csv.DictWriter(file, [*people[0], *columns], restval="")
         writer.writeheader()
         for person, values in sorted(zip(people, measured, strict=True), key=lambda row: tuple(row[0].values())[:3]):
             told = {name: "" if value != value else f"{value:.9g}" for name, value in values.items()}
@@ -98,6 +100,7 @@ def describe_ageing(evaluation: AgeingEvaluation) -> dict[str, Any]:
         "regions": {
             "main": evaluation.main_region,
             "method": evaluation.region_method,
+            "labels": evaluation.labels.to_json() if evaluation.labels else None,
             "rows": {
                 region: {row: one.to_json() for row, one in rows.items()} for region, rows in evaluation.regions.items()
             },

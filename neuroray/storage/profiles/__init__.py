@@ -12,7 +12,7 @@ from neuroray.storage.profiles.profile import (
 )
 from neuroray.storage.profiles.statistics import Statistics
 from neuroray.storage.profiles.steps import Step, prepare, steps
-from neuroray.storage.profiles.transform import NativeGrid, TemplateTransform, carry_back, lay_back
+from neuroray.storage.profiles.transform import NativeGrid, TemplateTransform, carry_back, carry_mask, lay_back
 
 __all__ = [
     "IN_TEMPLATE",
@@ -27,6 +27,7 @@ __all__ = [
     "TemplateAligned",
     "TemplateTransform",
     "carry_back",
+    "carry_mask",
     "find_profile",
     "lay_back",
     "prepare",

@@ -1,11 +1,11 @@
-"""The way from a person's own space to a template's, and maps carried back along it."""
+"""The way from a person's own space to a template's, masks carried along it, and maps carried back."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 from scipy import ndimage
 
 from neuroray.storage.scan import Scan, ScanError, SourceGrid
@@ -60,6 +60,31 @@ def carry_back(
     to_map = np.linalg.inv(affine) @ transform.affine @ transform.native.affine
     return ndimage.affine_transform(
         values.astype(np.float32), to_map, output_shape=transform.native.shape, order=1, mode="constant", cval=0.0
+    )
+
+
+def carry_mask(
+    mask: Bool[np.ndarray, "x y z"],
+    native_affine: Float[np.ndarray, "4 4"],
+    affine: Float[np.ndarray, "4 4"],
+    shape: tuple[int, int, int],
+    transform: TemplateTransform | None,
+) -> Bool[np.ndarray, "u v w"]:
+    """A mask in the person's own space, on another grid: that of the nearest voxel, nothing outside the mask's grid.
+
+    Args:
+        mask: Along x y z.
+        native_affine: Its voxel indices to the person's world in mm.
+        affine: Voxel indices of the other grid to world in mm: the template's, or without a transform the person's.
+        shape: Of the other grid.
+        transform: As stored with the scan; None for one that lies where it was scanned.
+    """
+    to_native = np.eye(4) if transform is None else np.linalg.inv(transform.affine)
+    # Voxel of the grid -> its world -> native world -> voxel of the mask.
+    to_mask = np.linalg.inv(native_affine) @ to_native @ affine
+    # "constant" would end at the middle of the outermost voxels.
+    return (
+        ndimage.affine_transform(mask.astype(np.uint8), to_mask, output_shape=shape, order=0, mode="grid-constant") > 0
     )
 
 

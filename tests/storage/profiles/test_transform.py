@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from neuroray.storage.nifti import read_scan, write_map
-from neuroray.storage.profiles import NativeGrid, TemplateTransform, carry_back, lay_back
+from neuroray.storage.profiles import NativeGrid, TemplateTransform, carry_back, carry_mask, lay_back
 from neuroray.storage.scan import ScanError
 
 NATIVE = np.array([[0.0, -2.0, 0.0, 40.0], [3.0, 0.0, 0.0, -30.0], [0.0, 0.0, 2.5, 7.0], [0.0, 0.0, 0.0, 1.0]])
@@ -47,6 +47,26 @@ def test_outside_the_map_there_is_nothing():
     assert not carry_back(np.ones((5, 6, 7)), grid, far).any()
     with pytest.raises(ScanError, match="three axes"):
         carry_back(np.ones((2, 5, 6, 7)), grid, far)
+
+
+def test_a_mask_is_where_it_was_in_the_world():
+    generator = np.random.default_rng(1)
+    mask = generator.uniform(size=(13, 17, 11)) < 0.3
+    grid = np.diag([2.0, 1.5, 2.0, 1.0])
+    grid[:3, 3] = (-20.0, -50.0, -2.0)
+    for transform in (make_transform(), None):
+        carried = carry_mask(mask, NATIVE, grid, (40, 50, 20), transform)
+        assert carried.any()
+        # Any voxel of the new grid, by hand: to the person's world, then to the nearest voxel there.
+        for index in generator.integers(0, (40, 50, 20), (200, 3)):
+            world = grid @ [*index, 1.0]
+            native = np.linalg.solve(TO_TEMPLATE, world) if transform else world
+            place = np.linalg.solve(NATIVE, native)[:3]
+            if np.abs(place - np.round(place)).max() > 0.49:
+                continue  # between two voxels: either may be nearest
+            near = np.round(place).astype(int)
+            inside = (near >= 0).all() and (near < mask.shape).all()
+            assert carried[tuple(index)] == (inside and mask[tuple(near)])
 
 
 def test_a_map_laid_back_lies_over_the_file_of_the_scan(tmp_path: Path):
