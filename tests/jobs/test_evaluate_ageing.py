@@ -201,11 +201,21 @@ def test_learning_from_generated_brains_is_compared_on_real_ones(trained: Path, 
     assert "<img" not in (tmp_path / "report.html").read_text()
 
 
-def test_a_run_that_tells_age_reads_it_off_every_row(trained: Path, tmp_path: Path) -> None:
+def test_a_run_that_tells_age_reads_it_off_every_row(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     cohort = write_age_cohort(tmp_path / "cohort")
     fit(tiny(loop=LoopConfig(num_epochs=1, select_by="val_mae")), store=cohort.uri, out=str(tmp_path / "age"))
     found = ask(trained, tmp_path / "out", age_model=str(tmp_path / "age"), skip_example=True)["read_age"]
     assert found["reader"].startswith("brainrotvit (")
+    # The two cohorts give people ids of one kind; who they are is not said.
+    split = json.loads((tmp_path / "age" / "splits.json").read_text())
+    known = {name.removeprefix("sub-").removesuffix("_T1w") for side in ("train", "val") for name in split[side]}
+    judged = {first.subject for first, _ in find_pairs(trained)}
+    said = [text for text in caplog.messages if "age model was trained" in text]
+    assert len(said) == 1
+    assert f"{len(judged & known)} of the {len(judged)} people judged here, if people of one id" in said[0]
+    assert said[0] in json.loads((tmp_path / "out" / "report.json").read_text())["warnings"]
     assert list(found["rows"]) == ["target", "copy", "ceiling", "model", "population", "latent"]
     row = read_rows(tmp_path / "out" / "pairs.csv")[0]
     # What it says of the brain of the stored scan itself, on a scale of its own.

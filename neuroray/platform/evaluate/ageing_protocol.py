@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from neuroray.platform.baselines.brain_change import BRAIN_CHANGE_LABELS
 from neuroray.platform.baselines.latent_diffusion import DIFFUSION, DIFFUSION_LABEL
+from neuroray.platform.evaluate.age_model_overlap import find_age_overlap
 from neuroray.platform.evaluate.ageing_bench import AgeingOptions, Bench, find_held_out_pairs, first_visits, set_up
 from neuroray.platform.evaluate.ageing_evidence import (
     MODEL,
@@ -38,12 +40,14 @@ from neuroray.platform.evaluate.run import (
     read_curves,
     read_folds,
 )
-from neuroray.platform.evaluate.visits import name_scans
+from neuroray.platform.evaluate.visits import VisitPair, name_scans
 from neuroray.storage.profiles.agreement import read_model_profile
 from neuroray.storage.records import ScanRecord
+from neuroray.storage.store import ScanStore
 
 _BASELINE_LABELS = {**BRAIN_CHANGE_LABELS, DIFFUSION: DIFFUSION_LABEL}
 Track = Callable[[Sequence[str]], Iterable[str]]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,13 +93,24 @@ def evaluate_ageing(
     records = {record.scan_id: record for record in opened.records()}
     for fold in folds:
         check_people(fold, records)
-    labels = None
-    if options.label_maps is not None:
-        pairs = [pair for fold in folds for pair in find_held_out_pairs(fold, records, backward=options.backward)]
-        labels = open_label_maps(options.label_maps, opened, pairs)
+    pairs = [pair for fold in folds for pair in find_held_out_pairs(fold, records, backward=options.backward)]
+    labels = open_label_maps(options.label_maps, opened, pairs) if options.label_maps is not None else None
+    notes = _check_age_model(options, pairs, opened)
     found = [_judge_fold(set_up(fold, opened, records, options, labels), options, track) for fold in folds]
     provenance = describe_origin(run, folds, opened, facts or {})
-    return _assemble(found, records, options, provenance, num_resamples=num_resamples)
+    return _assemble(found, records, options, provenance, notes=notes, num_resamples=num_resamples)
+
+
+def _check_age_model(options: AgeingOptions, pairs: Sequence[VisitPair], store: ScanStore) -> tuple[str, ...]:
+    """Says at once, and in the report, where the age model knows people who are judged."""
+    if options.age_model is None:
+        return ()
+    judged = [record for pair in pairs for record in (pair.previous, pair.target)]
+    note = find_age_overlap(options.age_model, judged, store.uri)
+    if note is None:
+        return ()
+    logger.warning("%s", note)
+    return (note,)
 
 
 def _judge_fold(bench: Bench, options: AgeingOptions, track: Track | None) -> _FoldFound:
@@ -126,6 +141,7 @@ def _assemble(
     options: AgeingOptions,
     provenance: Mapping[str, Any],
     *,
+    notes: Sequence[str],
     num_resamples: int,
 ) -> AgeingEvaluation:
     judged = [one for fold in found for one in fold.judged]
@@ -158,9 +174,9 @@ def _assemble(
         provenance=provenance,
     )
     card, people = bench.fold.card, [fold.bench.train for fold in found]
-    notes = gather_ageing_warnings(evaluation, card, people)
+    warnings = (*notes, *gather_ageing_warnings(evaluation, card, people))
     pictures = _draw_pictures(found) if options.pictures else ()
-    return dataclasses.replace(evaluation, warnings=notes, pictures=pictures)
+    return dataclasses.replace(evaluation, warnings=warnings, pictures=pictures)
 
 
 def _draw_pictures(found: Sequence[_FoldFound]) -> tuple[Picture, ...]:
