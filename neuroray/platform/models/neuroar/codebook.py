@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _SPREAD_OF_COPIES = 0.05
 _SMALLEST_LEVEL = 1e-6
+# Of each volume and scale at most so many vectors are remembered: a batch's fine scales would push out all else.
+_MOST_REMEMBERED = 16
 
 
 class Codebook(nn.Module):
@@ -25,16 +27,22 @@ class Codebook(nn.Module):
     The running count `sizes` starts at 1 beside codes taken from data, so that the first batch moves a code by a
     hundredth of the way (decay 0.99). A count that starts at 0 beside a whole code divides by next to nothing instead,
     and throws every unused code far away.
+
+    Vectors of many batches are remembered, as many of each scale: of a scale of one place a batch has a handful, and
+    codes that start from these alone, or are revived from them, leave it a few codes for good.
     """
 
     codes: Tensor
     sizes: Tensor
     sums: Tensor
+    recent: Tensor
+    num_recent: Tensor
     num_updates: Tensor
 
     def __init__(self, config: QuantiserConfig) -> None:
         super().__init__()
         self.config = config
+        scales = len(config.scales) or config.num_scales
         shape = (config.num_codes, config.code_dim)
         if config.update == "gradient":
             # As in VAR: close to 0, so that the encoder finds them all within reach.
@@ -44,6 +52,8 @@ class Codebook(nn.Module):
         self.register_buffer("codes", codes)
         self.register_buffer("sizes", torch.ones(shape[0]))
         self.register_buffer("sums", codes.clone())
+        self.register_buffer("recent", torch.zeros(scales, *shape))
+        self.register_buffer("num_recent", torch.zeros(scales, dtype=torch.int64))
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
 
     @property
@@ -85,7 +95,8 @@ class Codebook(nn.Module):
         pool = _gather(vectors if counted is None else vectors[counted])
         if not pool.isfinite().all() or not len(pool):
             return
-        self.codes.copy_(self._draw(pool, scale_sizes, len(self.codes)))
+        weights = torch.cat([torch.full((size,), 1 / size) for size in scale_sizes]).repeat(len(pool))
+        self.codes.copy_(self._draw(pool.flatten(0, 1), weights, len(self.codes)))
         self.sizes.fill_(1)
         self.sums.copy_(self.codes)
 
@@ -99,6 +110,7 @@ class Codebook(nn.Module):
     ) -> None:
         """Moves each code towards the mean of the vectors of all ranks that it stands for, and revives dead ones.
 
+        Until a scale has had its share of all codes, what is remembered of it takes the place of those used least.
         Vectors that are no numbers change nothing: the loss will stop the run, with the codes of the step before.
         """
         if counted is not None:
@@ -118,7 +130,9 @@ class Codebook(nn.Module):
         # Count and sum of an unused code fade alike: it stays where it is, exactly, and nothing is divided by nothing.
         used = counts > 0
         self.codes[used] = self.sums[used] / self.sizes[used, None]
-        self._revive(vectors, scale_sizes)
+        if self.config.revive_below > 0:
+            self._sow(self._remember(vectors, scale_sizes))
+            self._revive()
 
     def _weigh(self, scale_sizes: Sequence[int]) -> Float[Tensor, " token"]:
         """How much each place of a volume counts, 1 on average."""
@@ -127,28 +141,62 @@ class Codebook(nn.Module):
         share = sum(scale_sizes) / len(scale_sizes)
         return torch.cat([torch.full((size,), share / size) for size in scale_sizes])
 
-    def _revive(self, vectors: Float[Tensor, "batch token channel"], scale_sizes: Sequence[int]) -> None:
+    def _remember(
+        self, vectors: Float[Tensor, "batch token channel"], scale_sizes: Sequence[int]
+    ) -> Float[Tensor, "row channel"]:
+        """Some vectors of each scale and volume, of other places at each update; the oldest are forgotten.
+
+        Returns:
+            Those of scales of which too few were known for their share of the codes.
+        """
+        numbers = [min(size, _MOST_REMEMBERED) for size in scale_sizes]
+        places, start = [], 0
+        for size, number in zip(scale_sizes, numbers, strict=True):
+            places.append((torch.arange(number) * size // number + int(self.num_updates)) % size + start)
+            start += size
+        chosen = _gather(vectors[:, torch.cat(places).to(vectors.device)])
+        needed = []
+        for index, part in enumerate(chosen.split(numbers, 1)):
+            rows = part.flatten(0, 1)[-len(self.codes) :]
+            at = (int(self.num_recent[index]) + torch.arange(len(rows))) % len(self.codes)
+            self.recent[index, at.to(self.recent.device)] = rows.to(self.recent)
+            needed.append(rows[: max(0, len(self.codes) // len(scale_sizes) - int(self.num_recent[index]))])
+            self.num_recent[index] += len(rows)
+        return torch.cat(needed)
+
+    def _sow(self, codes: Float[Tensor, "row channel"]) -> None:
+        """Sets these where codes are used least."""
+        at = self.sizes.argsort(stable=True)[: len(codes)]
+        self._set(at, codes[: len(at)])
+
+    def _recall(self) -> tuple[Float[Tensor, "row channel"], Float[Tensor, " row"]]:
+        """What is remembered, and weights by which all scales are drawn equally often."""
+        numbers = [min(int(number), len(self.codes)) for number in self.num_recent]
+        rows = torch.cat([part[:number] for part, number in zip(self.recent, numbers, strict=True)])
+        return rows, torch.cat([torch.full((number,), 1 / max(1, number)) for number in numbers])
+
+    def _set(self, at: Tensor, codes: Float[Tensor, "row channel"]) -> None:
+        """With the count of a mean code, to be known from one that is dead."""
         mean = self.sizes.mean()
-        dead = self.sizes < self.config.revive_below * mean
-        num_dead = int(dead.sum())  # the same on all ranks, as the counts are
-        if not num_dead:
-            return
-        codes = self._draw(_gather(vectors), scale_sizes, num_dead)
-        self.codes[dead] = codes
-        self.sizes[dead] = mean
+        self.codes[at] = codes.to(self.codes)
+        self.sizes[at] = mean
         # The sum goes with the count: a whole code beside a small count would be a code many times as long.
-        self.sums[dead] = codes * mean
+        self.sums[at] = self.codes[at] * mean
+
+    def _revive(self) -> None:
+        dead = self.sizes < self.config.revive_below * self.sizes.mean()
+        num_dead = int(dead.sum())  # the same on all ranks, as the counts are
+        if num_dead:
+            self._set(dead, self._draw(*self._recall(), num_dead))
 
     def _draw(
-        self, pool: Float[Tensor, "batch token channel"], scale_sizes: Sequence[int], number: int
+        self, rows: Float[Tensor, "row channel"], weights: Float[Tensor, " row"], number: int
     ) -> Float[Tensor, "number channel"]:
-        """Vectors of the pool, scales equally often, none twice as long as there are others; copies are spread.
+        """Rows by their weights, none twice as long as there are others; copies are spread.
 
         Drawn by the number of updates alone, so that all ranks and a continued run draw the same.
         """
         generator = torch.Generator().manual_seed(int(self.num_updates))
-        weights = torch.cat([torch.full((size,), 1 / size) for size in scale_sizes]).repeat(len(pool))
-        rows = pool.flatten(0, 1)
         chosen = torch.multinomial(weights, min(number, len(rows)), generator=generator)
         again = torch.multinomial(weights, max(1, number - len(chosen)), replacement=True, generator=generator)
         noise = torch.randn(number - len(chosen), rows.shape[1], generator=generator).to(rows)

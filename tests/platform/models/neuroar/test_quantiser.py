@@ -225,6 +225,7 @@ def test_a_revived_code_does_not_jump_at_its_next_update() -> None:
 
 def test_a_code_that_is_used_at_times_is_left_alone() -> None:
     book, vectors = make_dying(revive_below=0.01)
+    book.num_recent.fill_(4)  # its scale has had all the codes already
     before = book.codes[3].clone()
     book.observe(vectors, torch.zeros(1, 30, dtype=torch.int64), [30])
     assert torch.equal(book.codes[3], before)
@@ -255,6 +256,31 @@ def test_scales_of_equal_weight_keep_codes_for_the_coarsest_where_places_of_equa
         perplexity[equal] = float(torch.exp(-(counts * counts.clamp_min(1e-9).log()).sum()))
     assert perplexity[True] > 6  # of 8 vectors
     assert perplexity[False] < perplexity[True] - 1
+
+
+def test_a_scale_of_one_place_gets_its_share_of_codes_from_many_batches() -> None:
+    generator = torch.Generator().manual_seed(2)
+    config = QuantiserConfig(num_codes=64, code_dim=4, decay=0.9, num_scales=2, equal_scales=True)
+    book, coarse = Codebook(config), torch.randn(30, 1, 4, generator=generator) + 3
+    fine = torch.randn(30, 40, 4, generator=generator)
+    for step in range(45):
+        rows = [(2 * step) % 30, (2 * step + 1) % 30]
+        vectors = torch.cat([coarse[rows], fine[rows]], 1)
+        if step == 0:
+            book.start(vectors, [1, 40])  # of the first scale two vectors alone
+        book.observe(vectors, book.find_nearest(vectors), [1, 40])
+    # Of 30 brains each has a code to itself, or shares it with one or two.
+    assert len(book.find_nearest(coarse).unique()) > 20
+    assert len(book.find_nearest(fine).unique()) > 20
+
+
+def test_what_is_remembered_is_of_all_scales_and_the_newest() -> None:
+    book = Codebook(QuantiserConfig(num_codes=8, code_dim=1, num_scales=2))
+    for step in range(5):
+        vectors = torch.cat([torch.full((2, 1, 1), 100.0 + step), torch.full((2, 20, 1), float(step))], 1)
+        book.observe(vectors, torch.zeros(2, 21, dtype=torch.int64), [1, 20])
+    assert sorted(book.recent[0, :, 0].tolist()) == [101.0, 101.0, 102.0, 102.0, 103.0, 103.0, 104.0, 104.0]
+    assert set(book.recent[1, :, 0].tolist()) == {4.0}
 
 
 def test_counts_of_scales_of_equal_weight_are_one_on_average() -> None:
