@@ -44,10 +44,15 @@ def evaluate_ageing_run(args: Args, out: Path, facts: dict[str, Any]) -> dict[st
     Raises:
         EvaluationError: options that such a run has not, besides what judging raises.
     """
-    if args.external or args.target is not None:
-        given = "--external" if args.external else f"--target {args.target}"
-        raise EvaluationError("a run that tells brains has no target, and is judged on its own split", given=given)
+    if args.target is not None:
+        raise EvaluationError("a run that tells brains has no target", given=f"--target {args.target}")
     if find_ageing_kind(Path(args.run)) == TOKENIZER:
+        if args.external:
+            raise EvaluationError(
+                "a tokenizer is judged on its own split",
+                given="--external",
+                fix="judge a transformer of it on the other cohort: the row called ceiling is the tokenizer's",
+            )
         refuse_ageing_options(args, allowed=_OF_TOKENIZERS)
         return _judge_tokenizer(args, out, facts)
     return _judge_transformer(args, out, facts)
@@ -113,6 +118,7 @@ def _judge_transformer(args: Args, out: Path, facts: dict[str, Any]) -> dict[str
     found = evaluate_ageing(
         Path(args.run),
         store=args.store,
+        external=args.external,
         options=AgeingOptions(
             backward=args.backward,
             diffusion=args.diffusion,
@@ -141,7 +147,7 @@ def _judge_transformer(args: Args, out: Path, facts: dict[str, Any]) -> dict[str
 
 
 def _tell(found: AgeingEvaluation, paths: dict[str, Path]) -> str:
-    lines = [f"{len(found.judged)} pairs of visits of {found.num_people} held-out people"]
+    lines = [f"{len(found.judged)} pairs of visits of {found.num_people} {found.who}"]
     told = [name for name in _TOLD if name in found.metrics]
     lines.append("  " + " " * 84 + "".join(f"{PAIR_METRICS[name].label:>24}" for name in told))
     for row, label in found.row_labels.items():

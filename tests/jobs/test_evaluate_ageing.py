@@ -371,11 +371,9 @@ def test_the_model_card_takes_the_evaluation(trained: Path, asked: tuple[Path, d
         assert f"{told[row]['psnr_brain']['value']:.2f} dB" in card
 
 
-def test_a_target_and_another_cohort_are_refused(trained: Path, tmp_path: Path) -> None:
+def test_a_target_is_refused(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="has no target"):
         ask(trained, tmp_path, target="age_years")
-    with pytest.raises(EvaluationError, match="has no target"):
-        ask(trained, tmp_path, external=True)
 
 
 def test_people_without_two_visits_are_no_evidence(trained: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from neuroray.platform.baselines.brain_change import fit_latent_change, fit_population_change
 from neuroray.platform.baselines.latent_diffusion import LatentDiffusionConfig, fit_latent_diffusion
+from neuroray.platform.evaluate.ageing_cohort import AgeingCohort
 from neuroray.platform.evaluate.ageing_evidence import CEILING, COPY, JudgedPair
 from neuroray.platform.evaluate.ageing_rows import AgeTeller, ModelTeller, Told, decode_visit
 from neuroray.platform.evaluate.ageing_sweep import SweptPerson, choose_ages, sweep_person
@@ -103,12 +104,13 @@ class Bench:
     Attributes:
         fold: With scans in place of pairs.
         model: Its model.
-        read: Reads and encodes scans.
+        read: Reads and encodes the scans judged.
+        read_train: The same of the training people's; None where they are out of reach.
         tellers: The model first, then the baselines.
         measure: Of regions.
         age_reader: None where none could be had.
-        train: Scans of the training people with an age.
-        pairs: Held-out pairs.
+        train: Scans of the training people with an age; none where they are out of reach.
+        pairs: Judged.
         perceptual: Measures the perceptual distance; None: it is left out.
         labels: Label maps of held-out scans; None: there are none.
     """
@@ -116,6 +118,7 @@ class Bench:
     fold: RunFold
     model: AgeingModel
     read: VisitReader
+    read_train: VisitReader | None
     tellers: tuple[AgeTeller, ...]
     measure: RegionMeter
     age_reader: AgeReader | None
@@ -188,8 +191,8 @@ class Bench:
 
 def set_up(
     fold: RunFold,
-    store: ScanStore,
-    records: Mapping[str, ScanRecord],
+    cohort: AgeingCohort,
+    pairs: tuple[VisitPair, ...],
     options: AgeingOptions,
     labels: LabelMeter | None = None,
 ) -> Bench:
@@ -197,10 +200,10 @@ def set_up(
 
     Args:
         fold: With scans in place of pairs.
-        store: Of all scans.
-        records: Of all scans.
+        cohort: Where all scans are.
+        pairs: To be judged.
         options: What is judged.
-        labels: Label maps of held-out scans.
+        labels: Label maps of the scans judged.
 
     Raises:
         GenerationError: no model that tells brains.
@@ -208,25 +211,24 @@ def set_up(
         StoreError: training scans that cannot be read.
     """
     model = load_ageing_model(str(fold.path), device=options.device)
-    read = VisitReader(store, model.tokenizer, model.grid)
-    train = tuple(records[scan_id] for scan_id in fold.split.train if records[scan_id].age_years is not None)
+    read = read_train = VisitReader(cohort.store, model.tokenizer, model.grid)
+    if cohort.is_external:
+        read_train = cohort.training and VisitReader(cohort.training, model.tokenizer, model.grid)
+    train = tuple(record for record in cohort.select_side(fold, "train") if record.age_years is not None)
+    beside = [] if read_train is None else _fit_baselines(model, read_train, train, options)
     return Bench(
         fold=fold,
         model=model,
         read=read,
-        tellers=(ModelTeller(model), *_fit_baselines(model, read, train, options)),
-        measure=RegionMeter(store=store, in_template=read_model_profile(model.card).name in IN_TEMPLATE),
-        age_reader=_find_age_reader(model, read, train, options),
+        read_train=read_train,
+        tellers=(ModelTeller(model), *beside),
+        measure=RegionMeter(store=cohort.store, in_template=read_model_profile(model.card).name in IN_TEMPLATE),
+        age_reader=_find_age_reader(model, read_train, train, options),
         train=train,
-        pairs=find_held_out_pairs(fold, records, backward=options.backward),
+        pairs=pairs,
         perceptual=options.perceptual,
         labels=labels,
     )
-
-
-def find_held_out_pairs(fold: RunFold, records: Mapping[str, ScanRecord], *, backward: bool) -> tuple[VisitPair, ...]:
-    """All pairs of visits of the test people."""
-    return tuple(pair_records([records[scan_id] for scan_id in fold.split.test], backward=backward))
 
 
 def judge_row(
@@ -267,8 +269,8 @@ def _fit_baselines(
 
 
 def _find_age_reader(
-    model: AgeingModel, read: VisitReader, train: Sequence[ScanRecord], options: AgeingOptions
+    model: AgeingModel, read: VisitReader | None, train: Sequence[ScanRecord], options: AgeingOptions
 ) -> AgeReader | None:
     if options.age_model is not None:
         return load_run_age(options.age_model, model.card, device=options.device)
-    return fit_ridge_age([read(record) for record in train], seed=options.seed)
+    return None if read is None else fit_ridge_age([read(record) for record in train], seed=options.seed)

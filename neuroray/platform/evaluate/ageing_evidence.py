@@ -192,6 +192,16 @@ class AgeingEvaluation:
         return len({row.pair.previous.subject for row in self.judged})
 
     @property
+    def is_external(self) -> bool:
+        """Whether another cohort was judged."""
+        return self.provenance.get("protocol") == "external"
+
+    @property
+    def who(self) -> str:
+        """Who was judged, in words."""
+        return "people of another cohort" if self.is_external else "held-out people"
+
+    @property
     def metrics(self) -> dict[str, Metric]:
         """What was measured of images and tokens."""
         return find_metrics(self.judged)

@@ -79,7 +79,7 @@ def gather_ageing_warnings(
     Args:
         evaluation: What was found.
         card: Of the model.
-        trained: Scans of the training people, by fold.
+        trained: Scans of the training people that are there, by fold.
     """
     found = []
     if evaluation.num_people < _FEW_PEOPLE:
@@ -99,7 +99,9 @@ def gather_ageing_warnings(
         found.append("Scans are not registered to a template: ventricles and cortex are not told from other tissue.")
     if evaluation.read_age is None:
         found.append("No age was read off what is told: too few training people for a regression, and no --age-model.")
-    if len(evaluation.row_labels) == 3:
+    if not any(trained):
+        found.append("The training people's scans are out of reach: there is no mean change to compare with.")
+    elif len(evaluation.row_labels) == 3:
         found.append("No training person has two visits: there is no mean change to compare with.")
     return tuple(found)
 

@@ -69,7 +69,7 @@ def _lead(evaluation: AgeingEvaluation) -> str:
     copy, ceiling, made = (tell_value(metrics[row]["psnr_brain"]) for row in (COPY, CEILING, MODEL))
     gain = evaluation.whole.gains[MODEL]["psnr_brain"]
     return (
-        f"Over {len(evaluation.judged)} pairs of visits of {evaluation.num_people} held-out people the model draws "
+        f"Over {len(evaluation.judged)} pairs of visits of {evaluation.num_people} {evaluation.who} the model draws "
         f"the other visit with {made} dB in the brain. Copying the given scan reaches {copy} dB, and the true other "
         f"visit through the tokenizer, which no answer of tokens alone can pass by much, {ceiling} dB. Pair by pair "
         f"the model has {gain.value:+.2f} dB over the copy, with a 95 % interval of {gain.low:+.2f} to "
@@ -151,9 +151,25 @@ def _methods(evaluation: AgeingEvaluation) -> list[str]:
         *_tell_diffusion(evaluation),
         f"Ages of a sweep are {NUM_AGES}, evenly from that of the scan to as far as gaps and ages of the training "
         "reach. Rising at every step means that each is larger than the one before.",
-        "Held-out people come from the same store as the others: another site, another scanner or other "
-        "preprocessing is not shown here.",
+        _tell_cohort(evaluation),
     ]
+
+
+def _tell_cohort(evaluation: AgeingEvaluation) -> str:
+    if not evaluation.is_external:
+        return (
+            "Held-out people come from the same store as the others: another site, another scanner or other "
+            "preprocessing is not shown here."
+        )
+    number = evaluation.provenance["num_models"]
+    several = (
+        f" Figures of a pair are means over the {number} models of all folds; ages of a sweep, what is learned from "
+        "told brains and the pictures are the first one's."
+    )
+    return (
+        "People come from another store than those of the training. Pairs with an age that the training has not seen "
+        f"are left out.{several if number > 1 else ''}"
+    )
 
 
 def _tell_diffusion(evaluation: AgeingEvaluation) -> list[str]:

@@ -14,7 +14,8 @@ import numpy as np
 from neuroray.platform.baselines.brain_change import BRAIN_CHANGE_LABELS
 from neuroray.platform.baselines.latent_diffusion import DIFFUSION, DIFFUSION_LABEL
 from neuroray.platform.evaluate.age_model_overlap import find_age_overlap
-from neuroray.platform.evaluate.ageing_bench import AgeingOptions, Bench, find_held_out_pairs, first_visits, set_up
+from neuroray.platform.evaluate.ageing_bench import AgeingOptions, Bench, first_visits, set_up
+from neuroray.platform.evaluate.ageing_cohort import AgeingCohort, gather_held_out, gather_strangers
 from neuroray.platform.evaluate.ageing_evidence import (
     MODEL,
     ROW_LABELS,
@@ -24,6 +25,7 @@ from neuroray.platform.evaluate.ageing_evidence import (
     weigh_rows,
 )
 from neuroray.platform.evaluate.ageing_findings import gather_ageing_warnings
+from neuroray.platform.evaluate.ageing_models import average_models
 from neuroray.platform.evaluate.ageing_pictures import Picture, choose_pairs, draw_pair
 from neuroray.platform.evaluate.ageing_regions import weigh_regions
 from neuroray.platform.evaluate.ageing_sweep import SweptPerson, weigh_sweep
@@ -32,18 +34,9 @@ from neuroray.platform.evaluate.generated_ages import weigh_read_ages
 from neuroray.platform.evaluate.generated_training import ToldTwice, train_twice, weigh_downstream
 from neuroray.platform.evaluate.intervals import NUM_RESAMPLES
 from neuroray.platform.evaluate.labelled_regions import open_label_maps
-from neuroray.platform.evaluate.metrics import EvaluationError
-from neuroray.platform.evaluate.run import (
-    check_people,
-    describe_origin,
-    open_run_store,
-    read_curves,
-    read_folds,
-)
-from neuroray.platform.evaluate.visits import VisitPair, name_scans
+from neuroray.platform.evaluate.run import describe_origin, read_curves, read_folds
+from neuroray.platform.evaluate.visits import name_scans
 from neuroray.storage.profiles.agreement import read_model_profile
-from neuroray.storage.records import ScanRecord
-from neuroray.storage.store import ScanStore
 
 _BASELINE_LABELS = {**BRAIN_CHANGE_LABELS, DIFFUSION: DIFFUSION_LABEL}
 Track = Callable[[Sequence[str]], Iterable[str]]
@@ -65,6 +58,7 @@ def evaluate_ageing(
     run: Path,
     *,
     store: str | None = None,
+    external: bool = False,
     options: AgeingOptions | None = None,
     num_resamples: int = NUM_RESAMPLES,
     facts: Mapping[str, Any] | None = None,
@@ -75,13 +69,16 @@ def evaluate_ageing(
     Args:
         run: The run folder of `neuroar/transformer`; with `fold-*` folders in it, their test people are pooled.
         store: Where the scans are; where the run found them when left out.
+        external: Judge everybody in the store, which is that of another cohort, by the models of all folds: figures of
+            a pair are means over them, and what is told at many ages, learned downstream or drawn is the first's.
         options: What is judged.
         num_resamples: Of the bootstrap, whose seed is that of the options.
         facts: What the report is to tell of its making: `versions`, `made_at`, `git_commit`, `commands`.
         track: Shows progress over pairs and people.
 
     Raises:
-        EvaluationError: people or families on two sides, a run that is not finished, nobody with two visits.
+        EvaluationError: people or families on two sides, a run that is not finished, nobody with two visits; another
+            cohort that the run was trained on, or whose ages it has not seen.
         GenerationError: a model folder that tells no brains, or whose tokenizer is not its own.
         ProfileError: scans that were prepared otherwise than those of the training.
         StoreError: scans that cannot be read.
@@ -89,40 +86,42 @@ def evaluate_ageing(
     """
     options = options or AgeingOptions()
     folds = [name_scans(fold) for fold in read_folds(run)]
-    opened = open_run_store(folds[0], store)
-    records = {record.scan_id: record for record in opened.records()}
-    for fold in folds:
-        check_people(fold, records)
-    pairs = [pair for fold in folds for pair in find_held_out_pairs(fold, records, backward=options.backward)]
-    labels = open_label_maps(options.label_maps, opened, pairs) if options.label_maps is not None else None
-    notes = _check_age_model(options, pairs, opened)
-    found = [_judge_fold(set_up(fold, opened, records, options, labels), options, track) for fold in folds]
-    provenance = describe_origin(run, folds, opened, facts or {})
-    return _assemble(found, records, options, provenance, notes=notes, num_resamples=num_resamples)
+    gather = gather_strangers if external else gather_held_out
+    cohort = gather(folds, store, backward=options.backward)
+    for note in cohort.notes:
+        logger.warning("%s", note)
+    labels = None
+    if options.label_maps is not None:
+        labels = open_label_maps(options.label_maps, cohort.store, cohort.find_pairs())
+    notes = (*cohort.notes, *_check_age_model(options, cohort))
+    found = []
+    for fold, pairs in zip(folds, cohort.pairs, strict=True):
+        bench = set_up(fold, cohort, pairs, options, labels)
+        found.append(_judge_fold(bench, options, track, pairs_only=external and bool(found)))
+    provenance = describe_origin(run, folds, cohort.store, facts or {})
+    if external:
+        provenance |= {"protocol": "external", "num_models": len(folds), "catalogue_version_recorded": False}
+    return _assemble(found, cohort, options, provenance, notes=notes, num_resamples=num_resamples)
 
 
-def _check_age_model(options: AgeingOptions, pairs: Sequence[VisitPair], store: ScanStore) -> tuple[str, ...]:
+def _check_age_model(options: AgeingOptions, cohort: AgeingCohort) -> tuple[str, ...]:
     """Says at once, and in the report, where the age model knows people who are judged."""
     if options.age_model is None:
         return ()
-    judged = [record for pair in pairs for record in (pair.previous, pair.target)]
-    note = find_age_overlap(options.age_model, judged, store.uri)
+    judged = [record for pair in cohort.find_pairs() for record in (pair.previous, pair.target)]
+    note = find_age_overlap(options.age_model, judged, cohort.store.uri)
     if note is None:
         return ()
     logger.warning("%s", note)
     return (note,)
 
 
-def _judge_fold(bench: Bench, options: AgeingOptions, track: Track | None) -> _FoldFound:
-    if not bench.pairs:
-        raise EvaluationError(
-            f"nobody on the test side of {bench.fold.path} has two visits at different ages",
-            given=f"{len(bench.fold.split.test)} scans",
-            expected="pairs of visits",
-        )
+def _judge_fold(bench: Bench, options: AgeingOptions, track: Track | None, *, pairs_only: bool) -> _FoldFound:
     follow = track or (lambda names: names)
     pairs = {f"{pair.previous.scan_id} {pair.target.scan_id}": pair for pair in bench.pairs}
     judged = [bench.judge(pairs[name]) for name in follow(list(pairs))]
+    if pairs_only:
+        return _FoldFound(bench=bench, judged=judged, swept=[], num_left_out=0, told=None)
     people = {record.scan_id: record for record in first_visits(bench.pairs)}
     swept = [bench.sweep(people[name]) for name in follow(list(people))]
     known = [person for person in swept if person is not None]
@@ -137,7 +136,7 @@ def _judge_fold(bench: Bench, options: AgeingOptions, track: Track | None) -> _F
 
 def _assemble(
     found: Sequence[_FoldFound],
-    records: Mapping[str, ScanRecord],
+    cohort: AgeingCohort,
     options: AgeingOptions,
     provenance: Mapping[str, Any],
     *,
@@ -145,8 +144,12 @@ def _assemble(
     num_resamples: int,
 ) -> AgeingEvaluation:
     judged = [one for fold in found for one in fold.judged]
+    if cohort.is_external:
+        judged = average_models(judged)
     bench = found[0].bench
-    labels = ROW_LABELS | {teller.name: _BASELINE_LABELS[teller.name] for teller in bench.tellers[1:]}
+    named = ROW_LABELS | {teller.name: _BASELINE_LABELS[teller.name] for teller in bench.tellers[1:]}
+    # A fold whose training people have no two visits has no baselines.
+    labels = {row: label for row, label in named.items() if all(row in one.scores for one in judged)}
     rows, draws = list(labels), {"seed": options.seed, "num_resamples": num_resamples}
     maps = bench.measure.maps(bench.read(judged[0].pair.previous))
     reader = bench.age_reader
@@ -157,7 +160,7 @@ def _assemble(
         modality=bench.fold.card["modality"],
         row_labels=labels,
         judged=tuple(judged),
-        folds=tuple(_describe_fold(fold, records) for fold in found),
+        folds=tuple(_describe_fold(fold, cohort) for fold in found),
         whole=weigh_rows(judged, rows, **draws),
         by_gap={name: weigh_rows(some, rows, **draws) for name, some in part_by_gap(judged).items()},
         regions=weigh_regions(judged, rows, **draws),
@@ -175,7 +178,7 @@ def _assemble(
     )
     card, people = bench.fold.card, [fold.bench.train for fold in found]
     warnings = (*notes, *gather_ageing_warnings(evaluation, card, people))
-    pictures = _draw_pictures(found) if options.pictures else ()
+    pictures = _draw_pictures(found[:1] if cohort.is_external else found) if options.pictures else ()
     return dataclasses.replace(evaluation, warnings=warnings, pictures=pictures)
 
 
@@ -186,14 +189,21 @@ def _draw_pictures(found: Sequence[_FoldFound]) -> tuple[Picture, ...]:
     return tuple(draw_pair(benches[one.fold], one, which=name) for one, name in zip(chosen, names, strict=False))
 
 
-def _describe_fold(found: _FoldFound, records: Mapping[str, ScanRecord]) -> Fold:
+def _describe_fold(found: _FoldFound, cohort: AgeingCohort) -> Fold:
     fold, judged = found.bench.fold, found.judged
-    sides = {side: fold.split.side(side) for side in ("train", "val", "test")}
+    known = {side: cohort.select_side(fold, side) for side in ("train", "val")}
+    counts = {"train": len(fold.split.train), "val": len(fold.split.val)}
+    # People are counted by the records that are there; where none are, scans stand for them.
+    people = {side: len({record.subject for record in some}) or counts[side] for side, some in known.items()}
+    test = {record.scan_id: record for pair in found.bench.pairs for record in (pair.previous, pair.target)}
+    if not cohort.is_external:
+        test = {scan_id: cohort.records[scan_id] for scan_id in fold.split.test}
+    counts["test"], people["test"] = len(test), len({record.subject for record in test.values()})
     means = {name: float(np.mean([one.scores[MODEL][name] for one in judged])) for name in ("psnr_brain", "ssim_brain")}
     return Fold(
         index=fold.index,
-        counts={side: {"all": len(scan_ids)} for side, scan_ids in sides.items()},
-        num_subjects={side: len({records[one].subject for one in scan_ids}) for side, scan_ids in sides.items()},
+        counts={side: {"all": number} for side, number in counts.items()},
+        num_subjects=people,
         curves=read_curves(fold, score="error_to_copy"),
         metrics=means,
         facts={

@@ -50,14 +50,16 @@ def train_twice(bench: Bench, *, seed: int) -> ToldTwice:
     Raises:
         EvaluationError: fewer than two training people.
     """
-    step = find_step(bench.read(bench.train[0]))
-    real = [(record, float(record.age_years or 0), bench.read(record).volume) for record in bench.train]
-    if len({record.subject for record in bench.train}) < 2:
-        raise EvaluationError("too few training people for --downstream", given=len(bench.train), expected="2 people")
+    read = bench.read_train
+    if read is None or len({record.subject for record in bench.train}) < 2:
+        given = "their scans are out of reach" if read is None else len(bench.train)
+        raise EvaluationError("too few training people for --downstream", given=given, expected="2 people")
+    step = find_step(read(bench.train[0]))
+    real = [(record, float(record.age_years or 0), read(record).volume) for record in bench.train]
     generator = np.random.default_rng(seed)
     made = []
     for record in bench.train:
-        visit = bench.read(record)
+        visit = read(record)
         for age in draw_ages(visit.age_years, bench.model.card, generator):
             made.append((record, age, bench.tellers[0].tell(visit, age).volume))
     test = sorted({one.scan_id: one for pair in bench.pairs for one in (pair.previous, pair.target)}.items())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from neuroray.platform.evaluate.ageing_evidence import JudgedPair, part_by_gap, weigh_rows
+from neuroray.platform.evaluate.ageing_models import average_models
 from neuroray.platform.evaluate.ageing_pictures import choose_pairs
 from neuroray.platform.evaluate.ageing_regions import weigh_regions
 from neuroray.platform.evaluate.ageing_rows import Told
@@ -66,6 +69,19 @@ def test_differences_are_pair_by_pair_and_parts_are_by_gap() -> None:
     parts = part_by_gap(JUDGED)
     assert [len(some) for some in parts.values()] == [2, 2]
     assert weigh_rows(parts["5 years or more"], ROWS, **DRAWS).gains["model"]["l1_brain"].value == pytest.approx(-0.11)
+
+
+def test_models_of_several_folds_count_once_with_their_mean() -> None:
+    first, second = judge("a", 2.0, 0.1, 0.30, told=0.2), judge("a", 2.0, 0.1, 0.10, told=0.6)
+    other = judge("b", 2.0, 0.2, 0.25)
+    lacking = dataclasses.replace(other, scores={"copy": {"l1_brain": 0.2}})  # a fold without this row
+    found = average_models([first, other, second, lacking])
+    assert [one.pair.previous.subject for one in found] == ["a", "b"]
+    assert found[0].scores["model"]["l1_brain"] == pytest.approx(0.2)
+    assert found[0].changes_ml["model"]["ventricles"] == pytest.approx(0.4)
+    assert found[0].volumes_ml["model"]["ventricles"] == pytest.approx(10.65)
+    assert found[0].predicted_ages_years == pytest.approx(first.predicted_ages_years)
+    assert list(found[1].scores) == ["copy"]
 
 
 def test_people_are_drawn_whole() -> None:
