@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from contracts.store_contract import assert_same_scan, make_scan, write
+from contracts.stored_scans import assert_same_scan, make_scan, write
 
 from neuroray.storage.features import FeatureSet, FeatureStore
 from neuroray.storage.locations import Location

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from contracts.store_contract import make_person, make_scan, write
+from contracts.stored_scans import make_person, make_scan, write
 from deltalake import DeltaTable, write_deltalake
 
 from neuroray.storage import catalogue

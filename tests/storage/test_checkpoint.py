@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts.store_contract import FailingWrites
+from contracts.stored_scans import FailingWrites
 
 from neuroray.storage.checkpoint import load_weights, save_weights
 from neuroray.storage.faults import StoreError

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from contracts.fault_proxy import FaultProxy, Request
-from contracts.store_contract import assert_same_scan, make_masked, make_scan, write
+from contracts.stored_scans import assert_same_scan, make_masked, make_scan, write
 
 from neuroray.storage import group, retries
 from neuroray.storage.faults import StoreError
@@ -111,7 +111,7 @@ def test_a_process_that_is_killed_leaves_the_old_state(tmp_path: Path, num_puts:
                 return put(*args, **kwargs)
             return run
         obstore.put, obstore.put_async = dying(obstore.put), dying(obstore.put_async)
-        from contracts.store_contract import make_masked, write
+        from contracts.stored_scans import make_masked, write
         from neuroray.storage.store import ScanStore
         write(ScanStore(sys.argv[1]), make_masked(), "sub-01_T1w")
     """)
@@ -193,7 +193,7 @@ def test_a_process_killed_while_it_asks_leaves_old_or_new(
     fill(f"{s3_bucket}/store")
     script = textwrap.dedent("""
         import os, sys
-        from contracts.store_contract import make_masked, write
+        from contracts.stored_scans import make_masked, write
         from neuroray.storage.store import ScanStore
         print(os.getpid(), flush=True)
         write(ScanStore(sys.argv[1]), make_masked(), "sub-01_T1w")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from contracts.store_contract import FailingWrites, make_scan, write
+from contracts.stored_scans import FailingWrites, make_scan, write
 
 from neuroray.storage.features import FeatureSet, FeatureStore
 from neuroray.storage.store import ScanStore, StoreError

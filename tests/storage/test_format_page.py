@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contracts.store_contract import AFFINE, make_person, make_scan, write
+from contracts.stored_scans import AFFINE, make_person, make_scan, write
 from deltalake import DeltaTable
 
 from neuroray.storage.store import ScanStore

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from contracts.store_contract import assert_same_scan, write
+from contracts.stored_scans import assert_same_scan, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from contracts.store_contract import write
+from contracts.stored_scans import write
 
 from neuroray.storage.profiles import ProfileError, find_profile, prepare
 from neuroray.storage.profiles.agreement import find_common_profile, read_model_profile, require_profile

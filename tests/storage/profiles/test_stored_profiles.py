@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from contracts.store_contract import assert_same_scan, make_scan, write
+from contracts.stored_scans import assert_same_scan, make_scan, write
 from deltalake import DeltaTable, Field
 
 from neuroray.storage import store as store_module
