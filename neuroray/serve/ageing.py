@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from neuroray.platform.data.brain_place import LIKENESS_MARGIN
 from neuroray.platform.generate.ageing_model import AgeingModel
 from neuroray.platform.generate.ages import GenerationError, check_ages, compare_ages, compare_diagnosis
 from neuroray.platform.generate.change_map import map_change
-from neuroray.platform.generate.generated import ScanInTokens, check_sampling, read_tokens_of
+from neuroray.platform.generate.generated import ScanInTokens, check_sampling, encode_prepared, read_tokens_of
 from neuroray.platform.generate.sweep import AgesAsked, AgeSweep, add_present, sweep_ages
 from neuroray.platform.generate.sweep_pictures import draw_change
 from neuroray.platform.models.neuroar.generate import require_guidance
 from neuroray.serve.caution import compare_spacing, find_faults, tell_unused
 from neuroray.serve.maps import NUM_STEPS, AnswerMap
 from neuroray.serve.prediction import ModelCard, Prediction
+from neuroray.storage.profiles.prepared import Prepared
 from neuroray.storage.profiles.profile import Profile
 from neuroray.storage.scan import Scan
 
-# Less than what the training's own overlap differs by.
+# Beyond what the training's own scans differ by, and short of what is refused.
 _OVERLAP_MARGIN: Final = 0.03
+_LIKENESS_MARGIN: Final = LIKENESS_MARGIN / 2
 
 
 def check_asked(model: AgeingModel, asked: AgesAsked) -> tuple[str, ...]:
@@ -57,6 +60,25 @@ def tell_ages(
     faults = find_faults(scan, model.card["modality"])
     warnings = (*faults, *_find_doubts(scan, given), *_compare(given, model), *_judge_place(given, model), *notes)
     return sweep_ages(model, given, asked, warnings=warnings, track=track)
+
+
+def tell_ages_of_stored(model: AgeingModel, prepared: Prepared, asked: AgesAsked) -> AgeSweep:
+    """The brain of a store's scan at each age, on the grid of the file that it was read from.
+
+    Args:
+        model: Which.
+        prepared: The scan, prepared as those of the training were, with what the store knows about it.
+        asked: The ages and how they are told.
+
+    Raises:
+        GenerationError: as `check_asked`.
+        ScanError: no single volume.
+        PlanError: a brain without spread, larger than the grid, or elsewhere than those of the training.
+    """
+    notes = check_asked(model, asked)
+    given = encode_prepared(model, prepared)
+    told = (*prepared.scan.flags, *_compare(given, model), *_judge_place(given, model), *notes)
+    return sweep_ages(model, given, asked, warnings=told)
 
 
 class AgeingPredictor:
@@ -125,9 +147,14 @@ def _compare(given: ScanInTokens, model: AgeingModel) -> tuple[str, ...]:
 
 def _judge_place(given: ScanInTokens, model: AgeingModel) -> tuple[str, ...]:
     """How far from those of the training the brain lies, where it is not far enough to be refused."""
-    if model.place is None or given.overlap is None:
+    place, found = model.place, given.placement
+    if place is None or found is None:
         return ("the model does not say where the brains of its training lay: whether this one does was not checked",)
-    if given.overlap >= model.place.least - _OVERLAP_MARGIN:
+    if place.least_likeness is None:
+        least, near = f"{place.least:.2f}", found.overlap >= place.least - _OVERLAP_MARGIN
+    else:
+        least = f"{place.least:.2f} and {place.least_likeness:.3f}"
+        near = found.likeness >= place.least_likeness - _LIKENESS_MARGIN
+    if near:
         return ()
-    told = f"the brain overlaps with those of the training by {given.overlap:.2f}, theirs by {model.place.least:.2f}"
-    return (f"{told} or more: look at its alignment",)
+    return (f"the brain lies among those of the training with {found}, theirs with {least} or more: look at it",)

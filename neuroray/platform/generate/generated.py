@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int
 
+from neuroray.platform.data.brain_place import Placement
 from neuroray.platform.data.brain_volumes import HIGHEST, LOWEST, fit_grid, restore_grid, scale_brain
 from neuroray.platform.generate.ageing_model import AgeingModel
 from neuroray.platform.generate.ages import GenerationError
 from neuroray.platform.models.neuroar.generate import SamplingConfig, generate_latent
 from neuroray.storage.profiles import Profile, TemplateTransform, lay_back, prepare
+from neuroray.storage.profiles.prepared import Prepared
 from neuroray.storage.scan import Scan, ScanError
 
 Volume = Float32[np.ndarray, "x y z"]
@@ -30,7 +33,7 @@ class ScanInTokens:
         tokens: `1 token`, on the model's device.
         to_template: How it was brought to a template, where it was.
         own_grid: Of the file; its voxels stand for nothing but the shape.
-        overlap: With the brains of the training; None for a model that does not say where they lay.
+        placement: How its brain lies among those of the training; None for a model that does not say where they lay.
     """
 
     prepared: Scan
@@ -40,7 +43,7 @@ class ScanInTokens:
     tokens: Int[torch.Tensor, "1 token"]
     to_template: TemplateTransform | None
     own_grid: Scan
-    overlap: float | None = None
+    placement: Placement | None = None
 
     def restore(self, values: Volume) -> Volume:
         """From the model's grid and [-1, 1] to the file's grid and the scan's units; 0 outside the scan's brain.
@@ -107,30 +110,39 @@ def read_tokens_of(model: AgeingModel, scan: Scan, profile: Profile) -> ScanInTo
         PlanError: a brain without spread, or larger than the grid.
         UnregisteredError: a brain that lies elsewhere than those of the training.
     """
-    if scan.is_timeseries:
-        raise ScanError(
-            "brains are generated from single volumes, not from time series",
-            given=f"{scan.num_frames} frames",
-            expected=f"a {model.card['modality']} volume",
-        )
-    prepared = prepare(scan, profile)
-    scaled, brain = scale_brain(prepared.scan.voxels, prepared.mask)
-    low, high = np.percentile(prepared.scan.voxels.astype(np.float32)[brain], [LOWEST, HIGHEST])
+    _require_volume(model, scan)
+    given = encode_prepared(model, prepare(scan, profile))
+    return dataclasses.replace(given, own_grid=dataclasses.replace(given.own_grid, flags=scan.flags))
+
+
+def encode_prepared(model: AgeingModel, prepared: Prepared) -> ScanInTokens:
+    """Encodes a scan that its profile has prepared already, such as one of a store.
+
+    Raises:
+        ScanError: no single volume.
+        PlanError: a brain without spread, or larger than the grid.
+        UnregisteredError: a brain that lies elsewhere than those of the training.
+    """
+    scan = prepared.scan
+    _require_volume(model, scan)
+    scaled, brain = scale_brain(scan.voxels, prepared.mask)
+    low, high = np.percentile(scan.voxels.astype(np.float32)[brain], [LOWEST, HIGHEST])
     volume = fit_grid(scaled, model.grid, brain=brain)
-    overlap = None if model.place is None else model.place.require(volume)
+    placement = None if model.place is None else model.place.require(volume)
     own = scan
     if prepared.to_template is not None:
         native = prepared.to_template.native
-        own = Scan(voxels=scan.voxels, affine=native.affine, source=native.source, flags=scan.flags)
+        empty = np.zeros(native.shape, np.uint8)
+        own = Scan(voxels=empty, affine=native.affine, source=native.source, flags=scan.flags)
     return ScanInTokens(
-        prepared=prepared.scan,
+        prepared=scan,
         brain=brain,
         unit_range=(float(low), float(high)),
         volume=volume,
         tokens=model.tokenizer.encode(torch.from_numpy(volume.copy())[None].to(model.device)),
         to_template=prepared.to_template,
         own_grid=own,
-        overlap=overlap,
+        placement=placement,
     )
 
 
@@ -239,6 +251,15 @@ def check_sampling(sampling: SamplingConfig, num_samples: int) -> None:
             "without a temperature the likeliest code is always taken, so nothing is drawn",
             given=f"{num_samples} samples, top-k {sampling.top_k}, top-p {sampling.top_p:g}",
             fix="--temperature 1",
+        )
+
+
+def _require_volume(model: AgeingModel, scan: Scan) -> None:
+    if scan.is_timeseries:
+        raise ScanError(
+            "brains are generated from single volumes, not from time series",
+            given=f"{scan.num_frames} frames",
+            expected=f"a {model.card['modality']} volume",
         )
 
 

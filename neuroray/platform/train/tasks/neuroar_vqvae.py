@@ -19,7 +19,7 @@ from neuroray.platform.data.brain_place import LEAST_OVERLAP, BrainPlace, learn_
 from neuroray.platform.data.brain_volumes import BrainVolumeReader, Grid, choose_grid
 from neuroray.platform.data.collate import ITEM
 from neuroray.platform.data.plan import ReadItem
-from neuroray.platform.data.splits import SplitConfig, split_subjects
+from neuroray.platform.data.splits import Split, SplitConfig, split_subjects
 from neuroray.platform.models.neuroar import VQVAEConfig
 from neuroray.platform.models.neuroar.discriminator import PatchDiscriminator
 from neuroray.platform.models.neuroar.loss import (
@@ -86,7 +86,7 @@ class NeuroARVQVAERecipe(Recipe):
         adversary: How the adversary learns.
         grid_shape: Volumes are padded and cut to it; None: the smallest that holds them all.
         min_overlap: Of a brain with the mean brain, for a scan to count as registered, here and wherever the tokenizer
-            is used; 0: any.
+            is used; 0: any, also one that is unlike the others (`BrainPlace`).
     """
 
     model_name: Annotated[Literal["neuroar_vqvae"], tyro.conf.Suppress] = "neuroar_vqvae"
@@ -174,7 +174,7 @@ class NeuroARVQVAETask:
             facts={
                 "grid_shape": list(grid),
                 "scales": [list(scale) for scale in recipe.model.scales(grid)],
-                "brain_place": _learn_place(store, [*split.train, *split.val], grid, recipe.min_overlap).to_json(),
+                "brain_place": _learn_place(store, records, split, grid, recipe.min_overlap).to_json(),
                 "trained_on": mark_people(records, [*split.train, *split.val]),
             },
             profile=profile,
@@ -365,9 +365,18 @@ def require_volumes(records: Sequence[ScanRecord], recipe: Recipe) -> None:
         )
 
 
-def _learn_place(store: ScanStore, scan_ids: Sequence[str], grid: Grid, required: float) -> BrainPlace:
-    """From a few scans, evenly over all of them."""
-    chosen = sorted(scan_ids)[:: max(1, len(scan_ids) // _NUM_PLACED)][:_NUM_PLACED]
+def _learn_place(
+    store: ScanStore, records: Sequence[ScanRecord], split: Split, grid: Grid, required: float
+) -> BrainPlace:
+    """From a few people's first scans, evenly over all of those that are trained on or selected by."""
+    known = {*split.train, *split.val}
+    firsts: dict[str, str] = {}
+    for record in sorted(records, key=lambda record: record.scan_id):
+        if record.scan_id in known:
+            firsts.setdefault(record.subject, record.scan_id)
+    scan_ids = list(firsts.values())
+    places = np.unique(np.linspace(0, len(scan_ids) - 1, min(len(scan_ids), _NUM_PLACED)).round().astype(int))
+    chosen = [scan_ids[place] for place in places]
     reader = BrainVolumeReader(store.uri, store.version, grid, cache_bytes=0)
     volumes = ((scan_id, reader(ReadItem(scan_id=scan_id))["volume"]) for scan_id in chosen)
     return learn_place(volumes, required=required)
