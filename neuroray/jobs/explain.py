@@ -83,7 +83,8 @@ class Args:
     """Models of runs or of a measure: explain so many of the run's test people and average, in place of one scan."""
 
     age_years: float | None = None
-    """Of a model that tells brains at other ages (neuroar): the person's, when the scan was made."""
+    """Of a model that tells brains at other ages (neuroar): the person's, when the scan was made; of a scan in a store
+    the one that the store knows when not given."""
 
     ages: tuple[float, ...] = ()
     """Of the same: over which the change per year is told; four or more let the order of ages be checked."""

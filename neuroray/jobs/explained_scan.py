@@ -46,6 +46,24 @@ def find_scan(path: str | None, store_uri: str | None, subject: str | None, card
     if path is not None:
         prepared = prepare(read_scan(path), read_model_profile(card).restore())
         return ExplainedScan(scan=prepared.scan, to_template=prepared.to_template, sex=None)
+    store, record = find_record(store_uri, subject, card)
+    scan = store.read(record.scan_id)
+    return ExplainedScan(scan=scan, to_template=store.read_to_template(record.scan_id), sex=record.sex)
+
+
+def find_record(store_uri: str | None, subject: str | None, card: Mapping[str, Any]) -> tuple[ScanStore, ScanRecord]:
+    """The store, and the subject's volume in it.
+
+    Args:
+        store_uri: The store.
+        subject: A person with a single volume, or the id of a scan.
+        card: The model's `config.json`.
+
+    Raises:
+        ScanError: a store without such a volume.
+        UsageError: a subject with several.
+        ProfileError: it was prepared otherwise than those of the training.
+    """
     store = ScanStore(str(store_uri))
     wanted = [
         record for record in store.records() if subject in (record.scan_id, record.subject) and len(record.shape) == 3
@@ -56,8 +74,7 @@ def find_scan(path: str | None, store_uri: str | None, subject: str | None, card
         names = ", ".join(record.scan_id for record in wanted)
         raise UsageError(f"this subject has {len(wanted)} scans", expected=f"one of {names} as --subject")
     require_profile(wanted, card)
-    scan_id = wanted[0].scan_id
-    return ExplainedScan(scan=store.read(scan_id), to_template=store.read_to_template(scan_id), sex=wanted[0].sex)
+    return store, wanted[0]
 
 
 def choose_people(

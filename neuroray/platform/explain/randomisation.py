@@ -116,9 +116,9 @@ def compare_maps(first: SignedMap, second: SignedMap) -> dict[str, float | None]
 
 
 @torch.no_grad()
-def scramble_weights(part: nn.Module | nn.Parameter, generator: torch.Generator) -> None:
-    """Deals out the entries of every parameter anew, in place: same values, nothing learned."""
-    for tensor in [part] if isinstance(part, nn.Parameter) else part.parameters():
+def scramble_weights(part: nn.Module | torch.Tensor, generator: torch.Generator) -> None:
+    """Deals out the entries of every parameter anew, in place: same values, nothing learned. Of a buffer its own."""
+    for tensor in [part] if isinstance(part, torch.Tensor) else part.parameters():
         order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
         tensor.copy_(tensor.flatten()[order].view_as(tensor))
 
