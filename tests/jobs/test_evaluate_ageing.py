@@ -311,6 +311,13 @@ def write_labels(store: ScanStore, record: Any, folder: Path) -> dict[str, np.nd
     return {"hippocampus": labels == 53, "lateral ventricles": labels == 4}
 
 
+def sum_tissue(volume: np.ndarray, brain: np.ndarray, tissue: str, place: np.ndarray) -> float:
+    """Voxels' worth of a tissue at a place."""
+    shares = share_tissues(volume, brain)
+    assert shares is not None
+    return float(shares[tissue][place].sum(dtype=np.float64))
+
+
 def test_labelled_structures_are_measured_where_labels_are(trained: Path, tmp_path: Path) -> None:
     store, pairs = ScanStore(trained / "store"), find_pairs(trained)
     maps = tmp_path / "maps"
@@ -337,9 +344,17 @@ def test_labelled_structures_are_measured_where_labels_are(trained: Path, tmp_pa
             assert row[f"copy_{region}_change_ml"] == "0"
             # Voxels are of 4 mm, so that nothing but the label itself is within 2 mm.
             place = fit_grid(told[first.scan_id][structure], model.grid)
-            shares = [share_tissues(volume, visit.brain) for volume in (made.volume, made.start)]
-            change = np.subtract(*(float(one[tissue][place].sum()) for one in shares if one is not None)) * 0.064
+            sums = [
+                sum_tissue(volume, brain, tissue, place)
+                for volume, brain in (
+                    (made.volume, visit.brain),
+                    (made.start, visit.brain),
+                    *((one.volume, one.brain) for one in (read(second), visit)),
+                )
+            ]
+            change, real = (sums[0] - sums[1]) * 0.064, (sums[2] - sums[3]) * 0.064
             assert float(row[f"model_{region}_change_ml"]) == pytest.approx(change, rel=1e-5, abs=1e-9)
+            assert float(row[f"real_{region}_change_ml"]) == pytest.approx(real, rel=1e-5, abs=1e-9)
             assert float(row[f"model_{region}_ml"]) == pytest.approx(before + change, rel=1e-6)
             if structure == "hippocampus":
                 true.append(after - before)
@@ -349,6 +364,8 @@ def test_labelled_structures_are_measured_where_labels_are(trained: Path, tmp_pa
     assert found["change"]["mae"]["value"] == pytest.approx(np.abs(np.subtract(predicted, true)).mean(), rel=1e-5)
     assert found["volume_error_ml"]["value"] == pytest.approx(found["change"]["mae"]["value"], rel=1e-5)
     assert regions["fluid"]["model"]["num_pairs"] == len(pairs)
+    assert next(iter(regions["hippocampus (labels)"])) == "real"
+    assert "real" not in regions["fluid"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert f"Hippocampus (labels), {len(pairs) - 1} pairs" in page
     assert "hippocampus (labels): predicted and true change" in answer["text"]

@@ -12,7 +12,7 @@ import numpy as np
 from neuroray.platform.baselines.brain_change import fit_latent_change, fit_population_change
 from neuroray.platform.baselines.latent_diffusion import LatentDiffusionConfig, fit_latent_diffusion
 from neuroray.platform.evaluate.ageing_cohort import AgeingCohort
-from neuroray.platform.evaluate.ageing_evidence import CEILING, COPY, JudgedPair
+from neuroray.platform.evaluate.ageing_evidence import CEILING, COPY, REAL, JudgedPair
 from neuroray.platform.evaluate.ageing_rows import AgeTeller, ModelTeller, Told, decode_visit
 from neuroray.platform.evaluate.ageing_sweep import SweptPerson, choose_ages, sweep_person
 from neuroray.platform.evaluate.brain_regions import RegionMaps, map_regions
@@ -132,9 +132,9 @@ class Bench:
         previous, target = self.read(pair.previous), self.read(pair.target)
         rows = self.tell(previous, target)
         places = {} if self.labels is None else self.labels.places(previous, target)
-        measured = {"previous": self.measure(previous.volume, previous.brain, previous)}
-        measured["target"] = self.measure(target.volume, target.brain, target)
-        changes = {}
+        measured = {"previous": self.measure(previous.volume, previous.brain, previous, places)}
+        measured["target"] = self.measure(target.volume, target.brain, target, places)
+        changes = {REAL: {region: measured["target"][region] - measured["previous"][region] for region in places}}
         for name, told in rows.items():
             # The ceiling is the follow-up itself: its own brain, and its own way to the template.
             visit = target if name == CEILING else previous
@@ -142,6 +142,7 @@ class Bench:
             measured[name] = self.measure(told.volume, visit.brain, visit, places)
             changes[name] = {region: value - start[region] for region, value in measured[name].items()}
         if self.labels is not None:
+            measured[REAL] = {}
             self.labels.anchor(pair, measured, changes)
         ages, starts = self._read_ages(rows, previous, target)
         return JudgedPair(

@@ -29,6 +29,9 @@ ROW_LABELS: Final = {
     MODEL: "The model",
 }
 """The rows that every table has, in its order."""
+REAL: Final = "real"
+"""Of labelled structures alone: the real follow-up, measured as told brains are, which shows what that way can see."""
+REAL_LABEL: Final = "The real follow-up, measured as told brains are"
 PAIR_METRICS: Final = IMAGE_METRICS | {
     PERCEPTUAL: PERCEPTUAL_METRIC,
     "token_accuracy": Metric(label="Tokens right", better="higher"),
@@ -50,7 +53,7 @@ class JudgedPair:
         volumes_ml: Soft volumes of regions, and those of labels: of `previous`, `target` and every row, then by region;
             a labelled structure only where both visits have labels.
         changes_ml: By row and region, what it says has changed: against what it says of the previous scan itself, so
-            that what the tokenizer blurs is in both.
+            that what the tokenizer blurs is in both. Of labelled structures also of `REAL`.
         predicted_ages_years: What another model reads off `previous`, `target` and every row.
         predicted_starts_years: The same off what each row says of the previous scan itself.
     """

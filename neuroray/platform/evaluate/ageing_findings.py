@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from neuroray.platform.evaluate.ageing_evidence import CEILING, MODEL, AgeingEvaluation
+from neuroray.platform.evaluate.ageing_evidence import CEILING, MODEL, REAL, AgeingEvaluation
 from neuroray.platform.evaluate.brain_regions import VENTRICLES
 from neuroray.platform.evaluate.intervals import Estimate
 from neuroray.platform.evaluate.labelled_regions import TISSUES, name_region
@@ -48,10 +48,11 @@ def tell_structures(evaluation: AgeingEvaluation) -> list[str]:
     for structure in TISSUES:
         rows = evaluation.regions.get(name_region(structure))
         if rows:
-            change = rows[MODEL].change
+            change, real = rows[MODEL].change, rows[REAL].change
+            told = f"{name_region(structure)}: predicted and true change {_tell_fit(change)}, off by "
             found.append(
-                f"{name_region(structure)}: predicted and true change r = {change['pearson_r'].value:.2f}, slope "
-                f"{change['slope'].value:.2f}, off by {change['mae'].value:.2f} ml ({rows[MODEL].num_pairs} pairs)"
+                f"{told}{change['mae'].value:.2f} ml; real follow-ups, measured alike: {_tell_fit(real)} "
+                f"({rows[MODEL].num_pairs} pairs)"
             )
     return found
 
@@ -109,3 +110,7 @@ def gather_ageing_warnings(
 def is_better(found: Estimate, better: str) -> bool:
     """Whether a difference from the copy is surely on the better side."""
     return found.against(0.0) == ("below" if better == "lower" else "above")
+
+
+def _tell_fit(found: Mapping[str, Estimate]) -> str:
+    return f"r = {found['pearson_r'].value:.2f}, slope {found['slope'].value:.2f}"

@@ -11,6 +11,8 @@ from neuroray.platform.evaluate.ageing_evidence import (
     COPY,
     LONG_GAP_YEARS,
     MODEL,
+    REAL,
+    REAL_LABEL,
     AgeingEvaluation,
     RowsFound,
 )
@@ -56,7 +58,9 @@ def tabulate_regions(evaluation: AgeingEvaluation) -> list[dict[str, Any]]:
     tables = []
     for region, rows in evaluation.regions.items():
         told = []
-        for row, label in evaluation.row_labels.items():
+        for row, label in ({REAL: REAL_LABEL} | dict(evaluation.row_labels)).items():
+            if row not in rows:
+                continue
             one = rows[row]
             cells = [(tell_value(one.change[name]), tell_ends(one.change[name])) for name in _CHANGE]
             cells.append((tell_value(one.volume_error_ml), tell_ends(one.volume_error_ml)))

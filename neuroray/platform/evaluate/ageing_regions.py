@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from neuroray.platform.evaluate.ageing_evidence import COPY, LONG_GAP_YEARS, JudgedPair, draw_pairs, estimate_means
+from neuroray.platform.evaluate.ageing_evidence import (
+    COPY,
+    LONG_GAP_YEARS,
+    REAL,
+    JudgedPair,
+    draw_pairs,
+    estimate_means,
+)
 from neuroray.platform.evaluate.intervals import Estimate, estimate
 from neuroray.platform.evaluate.metrics import regression_metrics
 
@@ -46,15 +53,19 @@ class RegionRow:
 def weigh_regions(
     judged: Sequence[JudgedPair], rows: Sequence[str], *, seed: int, num_resamples: int
 ) -> dict[str, dict[str, RegionRow]]:
-    """By region, then by row; a region that could not be measured in two pairs or more is left out."""
+    """By region, then by row; a region that could not be measured in two pairs or more is left out.
+
+    Labelled structures have the row `REAL` besides.
+    """
     found: dict[str, dict[str, RegionRow]] = {}
     # Labelled structures are those of some pairs alone.
     regions = dict.fromkeys(region for one in judged if one.volumes_ml for region in one.volumes_ml["target"])
     for region in regions:
-        known = [one for one in judged if one.volumes_ml and _is_known(one, region)]
+        known = [one for one in judged if one.volumes_ml and _is_known(one, region, rows)]
         if len(known) >= 2:
             draws = {"seed": seed, "num_resamples": num_resamples}
-            found[region] = {row: _weigh_row(known, region, row, **draws) for row in rows}
+            real = [REAL] if all(region in one.changes_ml.get(REAL, {}) for one in known) else []
+            found[region] = {row: _weigh_row(known, region, row, **draws) for row in (*real, *rows)}
     return found
 
 
@@ -76,8 +87,9 @@ def weigh_change(
     return estimate(weigh, resamples)
 
 
-def _is_known(one: JudgedPair, region: str) -> bool:
-    return bool(np.isfinite([volumes.get(region, np.nan) for volumes in one.volumes_ml.values()]).all())
+def _is_known(one: JudgedPair, region: str, rows: Sequence[str]) -> bool:
+    volumes = [one.volumes_ml[row].get(region, np.nan) for row in ("previous", "target", *rows)]
+    return bool(np.isfinite(volumes).all())
 
 
 def _weigh_row(judged: Sequence[JudgedPair], region: str, row: str, **draws: int) -> RegionRow:

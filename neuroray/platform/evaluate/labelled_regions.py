@@ -44,7 +44,8 @@ class LabelMeter:
     True volumes are those of the labels, in ml of the scan's own file. Generated scans have no labels: of a row the
     share of the structure's tissue is summed within the previous scan's label and 2 mm around it, where no other known
     label of the same tissue lies, and what counts is how that sum differs from the one of what the row tells of the
-    previous scan itself. The row's volume is then the labelled one of the previous scan and that change.
+    previous scan itself. The row's volume is then the labelled one of the previous scan and that change. The real
+    follow-up is measured so too, against its own labels: what that does not see, no row can show.
 
     Attributes:
         store: Of the scans.
@@ -176,7 +177,8 @@ def tell_labels(meter: LabelMeter) -> str:
         f"{meter.num_known} of {meter.num_pairs} pairs have them at both visits{left}. No generated scan has labels: "
         "its predicted change is that of soft grey matter (of ventricles: fluid; of white matter: white) within the "
         f"label of the previous scan and {AROUND_MM:g} mm around it, counted from what the same row tells of the "
-        "previous scan itself. Its volume is the labelled one of the previous scan and that change"
+        "previous scan itself. Its volume is the labelled one of the previous scan and that change. The first row is "
+        "the real follow-up measured in the same way: what it does not see, no other row can show"
     )
 
 
