@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -17,15 +18,14 @@ from neuroray.jobs.logs import progress
 from neuroray.jobs.run_record import record_run
 from neuroray.platform.data.tokens import TOKENIZER, load_tokenizer
 from neuroray.platform.evaluate.ageing_bench import RegionMeter, first_visits
-from neuroray.platform.evaluate.ageing_protocol import open_run_store
 from neuroray.platform.evaluate.ageing_rows import ModelTeller
 from neuroray.platform.evaluate.ageing_sweep import SweptPerson, choose_ages, sweep_person
 from neuroray.platform.evaluate.image_quality import compare_volumes
-from neuroray.platform.evaluate.run import RunFold, read_folds
+from neuroray.platform.evaluate.run import RunFold, open_run_store, read_folds
 from neuroray.platform.evaluate.style import MUTED, SERIES, styled, to_png
 from neuroray.platform.evaluate.visits import Visit, VisitPair, VisitReader, name_scans, pair_records
 from neuroray.platform.generate.ageing_model import AgeingModel, load_ageing_model
-from neuroray.platform.generate.overfit import Overfit, overfit_pair
+from neuroray.platform.generate.overfit import Overfit, choose_rate, overfit_pair
 from neuroray.platform.models.neuroar.vqvae import VQVAE
 from neuroray.storage.profiles.agreement import read_model_profile, require_profile
 from neuroray.storage.profiles.profile import IN_TEMPLATE
@@ -54,8 +54,8 @@ class Args:
     steps: int = 600
     """The pair is to be known by heart after so many steps at most."""
 
-    rate: float = 1e-3
-    """Learning rate of these steps."""
+    rate: float | None = None
+    """Learning rate of these steps; 0.5 over the width, 5e-3 at most, when not given."""
 
     least_rising: float = 0.95
     """The ages pass when the ventricles of such a share of people widen at each step of age."""
@@ -82,16 +82,25 @@ class Check:
         passed: Whether it went as it should.
         told: What was measured, in a sentence.
         facts: The same for programs.
+        fix: What to try where it has failed.
     """
 
     name: str
     passed: bool
     told: str
     facts: dict[str, Any]
+    fix: str
 
     def to_json(self) -> dict[str, Any]:
         """All of it."""
-        return {"name": self.name, "passed": self.passed, "told": self.told, **self.facts}
+        fix = None if self.passed else self.fix
+        return {"name": self.name, "passed": self.passed, "told": self.told, "fix": fix, **self.facts}
+
+    def to_text(self) -> str:
+        """A line, and a second one where it has failed."""
+        if self.passed:
+            return f"pass  {self.name}: {self.told}"
+        return f"FAIL  {self.name}: {self.told}\n      likely fix: {self.fix}"
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -108,8 +117,7 @@ def run(args: Args) -> dict[str, Any]:
         (out / "check.json").write_text(json.dumps(answer, indent=2, allow_nan=False) + "\n")
         (out / "check.png").write_bytes(to_png(_draw(checks)))
         record.add(**answer)
-    lines = [f"{'pass' if one.passed else 'FAIL'}  {one.name}: {one.told}" for one in checks]
-    text = "\n".join([*lines, f"written to {out / 'check.json'} and {out / 'check.png'}"])
+    text = "\n".join([*(one.to_text() for one in checks), f"written to {out / 'check.json'} and {out / 'check.png'}"])
     return answer | {"text": text, "exit_code": 0 if answer["passed"] else _FAILED}
 
 
@@ -149,6 +157,7 @@ def _check_reconstruction(args: Args, visits: Sequence[Visit], tokenizer: VQVAE)
         told=f"{mean:.2f} dB in the brain over {len(found)} test scans ({min(found):.2f} to {max(found):.2f}); "
         f"{args.min_psnr_db:g} wanted",
         facts={"psnr_db": found, "mean_psnr_db": mean, "limit_db": args.min_psnr_db},
+        fix="train the first stage longer, or with more codes: what it cannot draw, no age shows",
     )
 
 
@@ -160,11 +169,12 @@ def _check_pair(args: Args, model: AgeingModel, pair: VisitPair, read: VisitRead
         read(pair.target).tokens,
         pair.ages_years,
         num_steps=args.steps,
-        rate=args.rate,
+        rate=choose_rate(model.transformer.config) if args.rate is None else args.rate,
         seed=args.seed,
+        track=partial(progress, label="one pair", unit="step"),
     )
     changed = f"{found.num_changed} of {found.num_tokens} tokens differ between its visits"
-    told = "generated exactly" if found.is_exact else f"{found.wrong} tokens wrong"
+    told = "generated exactly" if found.is_exact else f"{found.wrong} of {found.num_tokens} tokens generated wrong"
     facts = {
         "num_steps": found.num_steps,
         "wrong": found.wrong,
@@ -173,7 +183,10 @@ def _check_pair(args: Args, model: AgeingModel, pair: VisitPair, read: VisitRead
         "curve": [list(point) for point in found.curve],
     }
     told = f"{told} after {found.num_steps} steps of a new transformer; {changed}"
-    return Check(name="one pair by heart", passed=found.is_exact, told=told, facts=facts)
+    fix = (
+        "more --steps where the curve in check.png still rises; where it stands still something in the model is broken"
+    )
+    return Check(name="one pair by heart", passed=found.is_exact, told=told, facts=facts, fix=fix)
 
 
 def _check_ages(args: Args, model: AgeingModel, visits: Sequence[Visit], store: ScanStore) -> Check:
@@ -186,7 +199,8 @@ def _check_ages(args: Args, model: AgeingModel, visits: Sequence[Visit], store: 
         swept += [] if person is None else [person]
     if not swept:
         told = "nobody can be told older within the ages and gaps of the training"
-        return Check(name="ages", passed=False, told=told, facts={"num_people": 0, "region": main})
+        fix = "a run that was trained on longer gaps, or test people of its ages"
+        return Check(name="ages", passed=False, told=told, facts={"num_people": 0, "region": main}, fix=fix)
     rising = float(np.mean([one.rises(main) for one in swept]))
     longest = max(one.ages_years[-1] - one.ages_years[0] for one in swept)
     slopes = [one.slope(one.volumes_ml[main]) for one in swept]
@@ -203,6 +217,7 @@ def _check_ages(args: Args, model: AgeingModel, visits: Sequence[Visit], store: 
             "slopes_ml_per_year": slopes,
             "people": [{"ages_years": one.ages_years, "ml": one.volumes_ml[main]} for one in swept],
         },
+        fix="train the second stage longer or on more pairs; neuroray evaluate shows what it has learned of change",
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from neuroray.jobs.cli import UsageError
+from neuroray.platform.generate.ages import check_targets
 from neuroray.platform.generate.pictures import draw_strip, to_dark_png
 from neuroray.platform.generate.sweep import AgeSweep
 from neuroray.platform.generate.sweep_pictures import find_shown_of, tell_notes, tell_rows
@@ -25,7 +27,12 @@ COLUMN: Final = "target_ages_years"
 
 
 def check_ages_wanted(args: Args, card: ModelCard) -> None:
-    """Raises UsageError where ages are asked of a model that tells none, or the other way round, or twice."""
+    """What is wrong with the ages asked for whichever scan it is, told before the first of them is read.
+
+    Raises:
+        UsageError: ages of a model that tells none, or the other way round, or told twice; years that are no number.
+        GenerationError: target ages that are none.
+    """
     if card.ageing is None:
         if args.ages or args.in_years:
             fix = "leave --ages and --in-years out, or name a run of neuroar/transformer"
@@ -33,6 +40,10 @@ def check_ages_wanted(args: Args, card: ModelCard) -> None:
         return
     if args.ages and args.in_years:
         raise UsageError("target ages are told twice", given="--ages besides --in-years")
+    check_targets(args.ages)
+    odd = [years for years in args.in_years if not math.isfinite(years)]
+    if odd:
+        raise UsageError("years after the scan are no number", given=odd[0], expected="years", fix="--in-years 2 5")
     if not (args.ages or args.in_years or args.people):
         fix = f"--ages 65 70, or --in-years 2 5, or a column {COLUMN} in the table of --people"
         raise UsageError("a model of brains at other ages needs to know which", given="none", fix=fix)

@@ -117,7 +117,8 @@ class FeatureStore:
         self._description = description or {}
         self._location = store.location.child(_FOLDER, fingerprint[:16])
         self._catalogue = _open_catalogue(self._location)
-        self._reader = GroupReader(self._location)
+        again = f"delete {self._location.uri} and make them again: neuroray extract, as before"
+        self._reader = GroupReader(self._location, fix=again)
         self._begun = self._check_mark()
 
     def write(self, record: ScanRecord, features: FeatureSet, *, commit: bool = True) -> FeatureRecord:

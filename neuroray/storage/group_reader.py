@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, Protocol
 
 from neuroray.storage.faults import (
@@ -18,6 +19,7 @@ from neuroray.storage.retries import find_told
 from neuroray.storage.verify import find_damage
 
 _MAX_OPEN_GROUPS: Final = 1024  # some kilobytes each
+_RESTORE: Final = "run `neuroray verify`; restore the object or ingest the scan again"
 
 
 class GroupRecord(Protocol):
@@ -40,14 +42,19 @@ class GroupRecord(Protocol):
 
 
 class GroupReader:
-    """Groups of one location; a group that was opened is kept, for it never changes."""
+    """Groups of one location; a group that was opened is kept, for it never changes.
 
-    def __init__(self, location: Location) -> None:
-        self._location = location
+    Args:
+        location: Where they lie.
+        fix: What mends a damaged one.
+    """
+
+    def __init__(self, location: Location, *, fix: str = _RESTORE) -> None:
+        self._location, self._fix = location, fix
         self._open: OrderedDict[tuple[str, str], StoredGroup] = OrderedDict()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return GroupReader, (self._location,)
+        return partial(GroupReader, fix=self._fix), (self._location,)
 
     @contextmanager
     def open(self, record: GroupRecord) -> Iterator[StoredGroup]:
@@ -71,7 +78,7 @@ class GroupReader:
                 raise type(told)(fault, given=told.given, expected=told.expected, fix=told.fix) from error
             # Whatever a decoder trips over: the objects are not what was written, or cannot be had.
             damage = manifest_key(record.path) if group is None else self._name_damage(record.path, group)
-            fix = "run `neuroray verify`; restore the object or ingest the scan again"
+            fix = self._fix
             if not damage:
                 damage, fix = f"{record.path}, though its objects are whole", "read again: it was spoiled on its way"
             raise StoreError(

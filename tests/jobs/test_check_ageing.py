@@ -14,7 +14,7 @@ from contracts.ageing_run import train_ageing_run
 from neuroray.jobs import check_ageing
 from neuroray.jobs.cli import UsageError
 from neuroray.platform.data.tokens import load_tokenizer, open_tokens, read_tokens
-from neuroray.platform.generate.overfit import overfit_pair
+from neuroray.platform.generate.overfit import choose_rate, overfit_pair
 from neuroray.platform.models.neuroar import NeuroARConfig
 from neuroray.storage.checkpoint import load_weights
 from neuroray.storage.store import ScanStore
@@ -46,9 +46,12 @@ def test_a_poor_run_fails_what_it_is_poor_at_and_tells_how_much(trained: Path, t
     assert poor["mean_psnr_db"] == pytest.approx(sum(poor["psnr_db"]) / len(poor["psnr_db"]))
     assert f"{poor['mean_psnr_db']:.2f} dB" in answer["text"]
     assert "FAIL  reconstruction" in answer["text"]
+    assert f"likely fix: {poor['fix']}" in answer["text"]
+    assert "train the first stage longer" in poor["fix"]
     # A transformer of one block and a width of 16 learns 160 tokens by heart; most of them differ between the visits.
     heart = checks["one pair by heart"]
     assert heart["passed"]
+    assert heart["fix"] is None
     assert heart["wrong"] == 0
     assert heart["num_changed"] > 0
     assert heart["curve"][0][1] < 0.5 < heart["curve"][-1][1]
@@ -91,6 +94,27 @@ def test_a_transformer_without_the_previous_scan_learns_a_pair_too_and_the_same_
     )
     assert first.is_exact
     assert first == again
+
+
+def test_a_nearest_head_learns_a_pair_though_its_run_was_trained_with_much_hidden(trained: Path) -> None:
+    store, found = ScanStore(trained / "store"), load_tokenizer(str(trained / "tokenizer"))
+    cache = open_tokens(store, found)
+    previous, target = (
+        torch.from_numpy(read_tokens(cache, f"sub-003_ses-0{visit}_T1w", num_tokens=160, num_codes=24))[None]
+        for visit in (1, 2)
+    )
+    card = load_weights(trained / "run" / "model")[1]
+    config = dataclasses.replace(NeuroARConfig.from_json(card["model"]), head="nearest", dropout=0.5)
+    # Without the tokenizer's codes to compare with, every code would be as near as any other.
+    learned = overfit_pair(
+        config, found.model.quantiser, previous, target, (60.0, 66.0), num_steps=400, rate=choose_rate(config)
+    )
+    assert learned.is_exact
+
+
+def test_wide_transformers_learn_a_pair_by_smaller_steps() -> None:
+    narrow, wide = (NeuroARConfig(width=width, num_heads=2) for width in (32, 1024))
+    assert choose_rate(narrow) > 5 * choose_rate(wide)
 
 
 def test_nothing_to_check_is_refused(trained: Path, tmp_path: Path) -> None:

@@ -160,6 +160,8 @@ def test_the_animation_has_a_frame_for_now_and_each_age(asked: tuple[Path, dict[
         ({"samples": 2}, r"nothing is drawn.*--temperature 1"),
         ({"top_k": 3}, "nothing is drawn"),
         ({"samples": 0}, "at least one sample"),
+        ({"temperature": math.nan}, "the temperature is no number"),
+        ({"ages": (840.0,)}, r"840 months are 70\.0 years"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_with_nothing_generated(

@@ -15,6 +15,7 @@ from contracts.ageing_run import ages_of, train_ageing_run, write_ball
 
 from neuroray.jobs import generate, predict
 from neuroray.jobs.cli import UsageError
+from neuroray.platform.generate.ages import GenerationError
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +132,20 @@ def test_which_ages_must_be_said_once(folder: Path, tmp_path: Path) -> None:
     assert "age at which the scan was made is not given" in line["refusal"]
     _, (line,) = ask(folder, tmp_path, in_years=(2.0,))
     assert "age at which the scan was made is not given" in line["refusal"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"ages": (float("nan"),)}, "target age is no number"),
+        ({"ages": (-3.0,)}, r"before birth.*--in-years takes these"),
+        ({"ages": (66.0, 66.0)}, "asked for twice"),
+        ({"in_years": (float("inf"),)}, "years after the scan are no number"),
+    ],
+)
+def test_ages_that_are_none_are_refused_before_any_scan_is_read(
+    folder: Path, tmp_path: Path, asked: dict[str, Any], told: str
+) -> None:
+    with pytest.raises((GenerationError, UsageError), match=told):
+        ask(folder, tmp_path, "nowhere", age_years=60.0, **asked)
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["run.json"])

@@ -142,6 +142,13 @@ def test_volumes_beyond_the_limit_stay_away_and_say_so(predictor: Predictor, fol
         ({"age_years": 60, "ages": "62", "top_p": 3}, 400, "sampling is none"),
         ({"age_years": 60, "ages": "62", "files": "some"}, 400, "no such files"),
         ({"age_years": 60, "ages": "140"}, 400, "beyond any person's"),
+        ({"age_years": 60, "ages": "inf"}, 400, "the target age is no number"),
+        ({"age_years": "nan", "ages": "62"}, 400, "not an age"),
+        ({"age_years": -1, "ages": "62"}, 400, "not an age"),
+        ({"age_years": 744, "ages": "62"}, 400, "744 months are 62.0 years"),
+        ({"age_years": 60, "ages": "62", "temperature": "nan"}, 400, "the temperature is no number"),
+        ({"age_years": 60, "ages": "62", "age_guidance": "nan"}, 400, "guidance is none"),
+        ({"age_years": 60, "ages": "62", "seed": -1}, 400, "no such seed"),
         ({"age_years": 60, "ages": "99"}, 422, '-F "allow_outside=true"'),
         ({"age_years": 9, "ages": "62"}, 422, "the scan is a child's"),
     ],
@@ -152,6 +159,37 @@ def test_what_cannot_be_asked_is_refused(
     response = post(client, ball, **fields)
     assert response.status_code == status
     assert told in " ".join(str(part) for part in response.json().values())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda voxels: np.roll(voxels, 6, axis=0), "not registered as the scans of the training were"),
+        (lambda voxels: np.full_like(voxels, np.nan), "the image is empty"),
+        (np.zeros_like, "the image is empty"),
+        (lambda voxels: np.where(voxels > 0, 700, 0), "is the same everywhere"),
+        (lambda voxels: np.stack([voxels] * 3, axis=-1), "not from time series"),
+        (lambda _: np.random.default_rng(0).normal(500, 50, (40, 41, 42)), "does not fit the grid"),
+    ],
+)
+def test_scans_that_nothing_can_be_told_of_are_refused_with_the_reason(
+    client: TestClient, folder: Path, ball: Path, tmp_path: Path, spoil: Any, told: str
+) -> None:
+    low, high = ages_of(folder / "run")
+    image = nibabel.nifti1.load(ball)
+    voxels = np.ascontiguousarray(spoil(np.asarray(image.dataobj)), np.float32)
+    nibabel.nifti1.save(nibabel.nifti1.Nifti1Image(voxels, image.affine), tmp_path / "spoilt.nii.gz")
+    response = post(client, tmp_path / "spoilt.nii.gz", age_years=low, ages=high)
+    answer = response.json()
+    assert (response.status_code, told in answer["fault"]) == (422, True), answer
+    assert answer["given"] is not None
+
+
+def test_a_damaged_file_is_refused(client: TestClient, folder: Path, ball: Path, tmp_path: Path) -> None:
+    low, high = ages_of(folder / "run")
+    content = ball.read_bytes()
+    (tmp_path / "short.nii.gz").write_bytes(content[: len(content) // 2])
+    assert post(client, tmp_path / "short.nii.gz", age_years=low, ages=high).status_code in (400, 422)
 
 
 def test_outside_ages_are_told_with_a_warning_where_that_is_allowed(

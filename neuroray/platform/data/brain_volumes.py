@@ -89,7 +89,12 @@ def scale_brain(
     brain = (voxels != 0 if mask is None else mask) & np.isfinite(values)
     low, high = np.percentile(values[brain], [LOWEST, HIGHEST]) if brain.any() else (0.0, 0.0)
     if not high > low:
-        raise PlanError(f"{name} is the same everywhere", given=f"{int(brain.sum())} voxels of brain, {low} to {high}")
+        raise PlanError(
+            f"{name} is the same everywhere",
+            given=f"{int(brain.sum())} voxels of brain, {low:g} to {high:g}",
+            expected="grey values that differ",
+            fix="look at the scan: a mask, a segmentation, or a file that was cut off?",
+        )
     scaled = np.where(brain, (values - low) * (2 / (high - low)) - 1, -1)
     return np.clip(scaled, -1, 1).astype(np.float32), brain
 

@@ -15,6 +15,7 @@ from neuroray.errors import NeurorayError
 from neuroray.platform.data.brain_place import BrainPlace
 from neuroray.platform.data.brain_volumes import BrainVolumeReader, Grid
 from neuroray.platform.data.collate import Row
+from neuroray.platform.data.older_weights import load_state
 from neuroray.platform.data.plan import PlanError, ReadItem
 from neuroray.platform.data.readers import StoreReader
 from neuroray.platform.models.neuroar.vqvae_config import VQVAEConfig
@@ -115,7 +116,7 @@ def load_tokenizer(run: str) -> Tokenizer:
             fix="neuroray train neuroar/vqvae:base --store STORE --out RUN",
         )
     model = VQVAEConfig.from_json(card["model"]).build()
-    model.load_state_dict(state)
+    load_state(model, state)
     x, y, z = card["grid_shape"]
     sha256 = json.loads(place.read_bytes("config.json"))["weights"]["sha256"]
     return Tokenizer(

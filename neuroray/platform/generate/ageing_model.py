@@ -11,6 +11,7 @@ import torch
 from neuroray.config import ConfigError
 from neuroray.platform.data.brain_place import BrainPlace
 from neuroray.platform.data.brain_volumes import Grid
+from neuroray.platform.data.older_weights import load_state
 from neuroray.platform.generate.ages import GenerationError
 from neuroray.platform.models.neuroar import NeuroARConfig, VQVAEConfig
 from neuroray.platform.models.neuroar.generate import SamplingConfig, generate_tokens
@@ -107,8 +108,8 @@ def load_ageing_model(run: str, *, device: str = "cpu", slab: int | None = None)
     _require_match(config, tokenizer_config, (x, y, z), run)
     transformer, tokenizer = config.build(), tokenizer_config.build()
     try:
-        transformer.load_state_dict(_part(state, "transformer."))
-        tokenizer.load_state_dict(_part(state, "tokenizer."))
+        load_state(transformer, _part(state, "transformer."))
+        load_state(tokenizer, _part(state, "tokenizer."))
     except RuntimeError as fault:
         raise GenerationError(f"the weights in {run} are not those of its config.json", given=fault) from None
     return AgeingModel(

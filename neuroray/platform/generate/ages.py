@@ -38,18 +38,18 @@ def check_ages(age_years: float | None, target_ages_years: Sequence[float]) -> f
             expected="years; the model tells how a brain changes from one age to another",
             fix="--age-years 61.5",
         )
-    for kind, age in (("age", age_years), *(("target age", age) for age in target_ages_years)):
-        if not math.isfinite(age):
-            raise GenerationError(f"the {kind} is no number", given=age, expected="years")
-        if age < 0:
-            raise GenerationError(f"the {kind} lies before birth", given=f"{age:g} years", expected="0 or more")
-        if age > _OLDEST_YEARS:
-            given, expected = f"{age:g} years", f"{_OLDEST_YEARS:g} at most"
-            raise GenerationError(f"the {kind} is beyond any person's", given=given, expected=expected)
+    _check_age("age", age_years)
+    check_targets(target_ages_years)
+    return age_years
+
+
+def check_targets(target_ages_years: Sequence[float]) -> None:
+    """Raises GenerationError for a target age that is none, or that is asked for twice; needs no scan."""
+    for age in target_ages_years:
+        _check_age("target age", age)
     names = [name_age(age) for age in target_ages_years]
     if len(set(names)) < len(names):
         raise GenerationError("an age is asked for twice", given=" ".join(names), expected="each once")
-    return age_years
 
 
 def compare_ages(
@@ -119,6 +119,18 @@ def compare_diagnosis(diagnosis: str | None, card: Mapping[str, Any], *, allow_o
 def name_age(age_years: float) -> str:
     """As it stands in names of files."""
     return f"{age_years:.6g}"
+
+
+def _check_age(kind: str, age: float) -> None:
+    expected = f"years from birth, 0 to {_OLDEST_YEARS:g}"
+    if not math.isfinite(age):
+        raise GenerationError(f"the {kind} is no number", given=age, expected=expected, fix="write it in digits: 70.5")
+    if age < 0:
+        fix = "an age, and not the years from the scan; of neuroray predict, --in-years takes these"
+        raise GenerationError(f"the {kind} lies before birth", given=f"{age:g} years", expected=expected, fix=fix)
+    if age > _OLDEST_YEARS:
+        fix = f"in months? {age:g} months are {age / 12:.1f} years"
+        raise GenerationError(f"the {kind} is beyond any person's", given=f"{age:g} years", expected=expected, fix=fix)
 
 
 def _tell_unseen(age_years: float, target_ages_years: Sequence[float], low: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -242,9 +243,11 @@ def _draw(
 
 
 def check_sampling(sampling: SamplingConfig, num_samples: int) -> None:
-    """Raises GenerationError for samples that would all be the same, or none, or choices that greedy ignores."""
+    """Raises GenerationError for draws that are none, would all be the same, or are narrowed where nothing is drawn."""
     if num_samples < 1:
         raise GenerationError("at least one sample is made", given=num_samples)
+    if not math.isfinite(sampling.temperature):
+        raise GenerationError("the temperature is no number", given=sampling.temperature, fix="1, or 0 to draw nothing")
     narrowed = sampling.top_k > 0 or sampling.top_p < 1
     if sampling.temperature == 0 and (num_samples > 1 or narrowed):
         raise GenerationError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from neuroray.platform.models.neuroar.transformer import NeuroARTransformer, des
 _LOOK_EVERY = 10
 _WARM_UP_STEPS = 20
 _CLIP_NORM = 2.0
+_MOST_RATE, _RATE_TIMES_WIDTH = 5e-3, 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,11 @@ class Overfit:
     curve: tuple[tuple[int, float], ...]
 
 
+def choose_rate(config: NeuroARConfig) -> float:
+    """A learning rate by which a pair is learned in some tens of steps: the wider, the smaller (as in muP)."""
+    return min(_MOST_RATE, _RATE_TIMES_WIDTH / config.width)
+
+
 def overfit_pair(
     config: NeuroARConfig,
     quantiser: MultiScaleQuantiser,
@@ -50,11 +57,12 @@ def overfit_pair(
     num_steps: int,
     rate: float,
     seed: int = 0,
+    track: Callable[[range], Iterable[int]] = iter,
 ) -> Overfit:
     """Trains a new transformer on this pair alone until it generates the target exactly.
 
     Args:
-        config: Of the run; nothing is hidden from it here.
+        config: Of the run; nothing is hidden from it here, and nothing dropped.
         quantiser: Of the tokenizer; it does not learn.
         previous: Tokens of the scan that is given.
         target: Of the one that is to be told.
@@ -62,18 +70,20 @@ def overfit_pair(
         num_steps: At most.
         rate: Of AdamW.
         seed: Of the first weights.
+        track: Shows progress over the steps.
     """
     device, shape = target.device, config.latent_shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = dataclasses.replace(config, age_dropout=0.0, previous_dropout=0.0).build().to(device)
+        model = dataclasses.replace(config, age_dropout=0.0, previous_dropout=0.0, dropout=0.0).build().to(device)
+    model.adopt(quantiser)
     ages = torch.tensor([ages_years], dtype=torch.float32, device=device)
     shown, inputs = describe_previous(quantiser, previous, shape), quantiser.teacher_inputs(target, shape)
     before = describe_before(quantiser, target)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     curve: list[tuple[int, float]] = []
     wrong = target.shape[1]
-    for step in range(num_steps + 1):
+    for step in track(range(num_steps + 1)):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / _WARM_UP_STEPS)
         logits = model.train()(inputs, ages, shown, before=before).logits
