@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from neuroray.jobs.explain import Args
 
 # What a nearest head was given of the training people, which is no weight.
-_DRIFT: Final[Stages] = (("average change", ("head.drift", "head.speeding")),)
+_DRIFT: Final[Stages] = (("average change", ("head.drift", "head.speeding", "head.leaning")),)
 # From the answer down to what is told of ages and of the scan.
 _STAGES: Final[Stages] = (
     ("head", ("head", "modulate_head")),

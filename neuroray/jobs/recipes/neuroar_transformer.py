@@ -54,7 +54,7 @@ def small() -> NeuroARRecipe:
         ),
         split=tokenizer.split,
         optim=OptimConfig(name="adamw", lr=1e-3, weight_decay=0.1, schedule="cosine", warmup_steps=20, clip_norm=2.0),
-        loop=LoopConfig(batch_size=4, num_epochs=6, eval_every_epochs=3, select_by="val_loss"),
+        loop=LoopConfig(batch_size=4, num_epochs=3, select_by="val_loss"),
         direction="both",
         decode="vectors",
         detail="scan",

@@ -32,7 +32,7 @@ def smoke() -> NeuroARVQVAERecipe:
 
 
 def small() -> NeuroARVQVAERecipe:
-    """For registered volumes of 4 mm (`--profile mni_affine --profile-spacing-mm 4`) on a CPU.
+    """For a hundred people or so, registered, in volumes of 4 mm (`--profile mni_affine --profile-spacing-mm 4`).
 
     The network draws the difference from the mean of the training people, each cube of 4 voxels by its principal
     components and what is learned beside; the last three scales are on one grid, each on what those before it left.
@@ -57,14 +57,16 @@ def small() -> NeuroARVQVAERecipe:
                 code_dim=32,
                 scales=((1, 1, 1), (2, 3, 3), (5, 6, 5), finest, finest, finest),
                 num_refiners=6,
-                decay=0.97,
+                decay=0.99,
+                revive_below=0.3,
                 level_sizes=True,
+                equal_scales=True,
             ),
         ),
         loss=VQVAELossConfig(l2_weight=5.0, brain_weight=5.0, adversarial_weight=0.0),
         split=SplitConfig(stratify_by=None, num_parts=10, test_parts=2, num_folds=5),
         optim=OptimConfig(name="adamw", lr=2e-3, weight_decay=0.01, schedule="cosine", warmup_steps=20, clip_norm=1.0),
-        loop=LoopConfig(batch_size=4, num_epochs=30, eval_every_epochs=5, select_by="val_psnr"),
+        loop=LoopConfig(batch_size=4, num_epochs=12, eval_every_epochs=4, select_by="val_psnr"),
     )
 
 

@@ -8,7 +8,14 @@ from typing import Final
 import torch
 from torch import nn
 
-_YOUNGER: Final = ("codebook.recent", "codebook.num_recent", "head.speeding", "head.centre")
+_YOUNGER: Final = (
+    "codebook.recent",
+    "codebook.num_recent",
+    "head.speeding",
+    "head.leaning",
+    "head.contents",
+    "head.centre",
+)
 
 
 def load_state(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:

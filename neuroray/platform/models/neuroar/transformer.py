@@ -12,7 +12,8 @@ from torch.nn import functional
 from neuroray.platform.models.errors import ModelError
 from neuroray.platform.models.neuroar.ages import AgeEmbedding
 from neuroray.platform.models.neuroar.blocks import Block, Memory, init_block, init_modulation
-from neuroray.platform.models.neuroar.nearest_head import NearestHead, Unchanged, measure_drift
+from neuroray.platform.models.neuroar.drift import measure_drift
+from neuroray.platform.models.neuroar.nearest_head import NearestHead, Unchanged
 from neuroray.platform.models.neuroar.quantiser import MultiScaleQuantiser, shrink
 from neuroray.platform.models.neuroar.transformer_config import NeuroARConfig
 
@@ -282,10 +283,15 @@ class NeuroARTransformer(nn.Module):
             return self.head(tokens.to(self.head.weight.dtype)).float(), None
 
     @torch.no_grad()
-    def start_from(self, changes: Float[Tensor, "pair channel x y z"], ages_years: Float[Tensor, "pair 2"]) -> None:
+    def start_from(
+        self,
+        before: Float[Tensor, "pair channel x y z"],
+        after: Float[Tensor, "pair channel x y z"],
+        ages_years: Float[Tensor, "pair 2"],
+    ) -> None:
         """Takes from training people what a `nearest` head starts from: see `measure_drift`."""
         if isinstance(self.head, NearestHead):
-            self.head.drift_by(measure_drift(changes, ages_years, self.config.scales))
+            self.head.drift_by(measure_drift(before, after, ages_years, self.config.scales))
 
     def adopt(self, quantiser: MultiScaleQuantiser) -> None:
         """Takes over the codes that a `nearest` head compares with; any other needs none."""

@@ -296,8 +296,8 @@ class NeuroARTask:
         }
         save_weights(folder, state, described, training)
 
-    def _read_changes(self, cohort: Cohort) -> tuple[Tensor, Tensor]:
-        """Changes of latents between visits of training people, and their ages at both."""
+    def _read_changes(self, cohort: Cohort) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents of training people at one visit and at the next, and their ages at both."""
         assert self._quantiser is not None
         shape, reader = self._recipe.model.latent_shape, self.reader(cohort)
         ages = {name: cohort.facts["ages_years"][name] for name in cohort.split.train}
@@ -308,7 +308,7 @@ class NeuroARTask:
             self._quantiser.decode(torch.from_numpy(np.stack([np.asarray(row[side]) for row in rows])), shape)
             for side in ("previous", "target")
         )
-        return after - before, torch.tensor([ages[name] for name in chosen], dtype=torch.float32)
+        return before, after, torch.tensor([ages[name] for name in chosen], dtype=torch.float32)
 
     def _place(self, device: torch.device) -> MultiScaleQuantiser:
         assert self._quantiser is not None  # the loop calibrates first

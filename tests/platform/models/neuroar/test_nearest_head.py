@@ -9,8 +9,8 @@ import torch
 from contracts.small_transformer import AGES, GRID, draw_tokens, make_levelled, nudge, small_config, tell
 
 from neuroray.config import ConfigError
+from neuroray.platform.models.neuroar.drift import Drift
 from neuroray.platform.models.neuroar.generate import SamplingConfig, generate_latent, generate_tokens
-from neuroray.platform.models.neuroar.nearest_head import measure_drift
 from neuroray.platform.models.neuroar.quantiser import MultiScaleQuantiser
 from neuroray.platform.models.neuroar.transformer import describe_previous
 
@@ -97,38 +97,6 @@ def test_a_sharp_mean_over_codes_is_the_likeliest_code() -> None:
     torch.testing.assert_close(one.latent, other.latent, rtol=1e-4, atol=1e-4)
 
 
-def test_drift_is_the_average_change_where_it_stands_out_from_chance() -> None:
-    generator = torch.Generator().manual_seed(0)
-    first = 50 + 30 * torch.rand(40, generator=generator)
-    ages = torch.stack([first, first + 2 + 10 * torch.rand(40, generator=generator)], 1)
-    decades, midway = (ages[:, 1] - ages[:, 0]) / 10, ages.mean(1) / 10
-    change, speeding = torch.zeros(2, 4, *GRID)
-    change[:, 0, 0, 0] = torch.tensor([1.0, -2.0, 0.5, 0.0])
-    speeding[:, 0, 0, 0] = torch.tensor([0.0, -1.0, 0.5, 0.0])
-    noise = 0.2 * torch.randn(40, 4, *GRID, generator=generator)
-    true = [part.view(-1, 1, 1, 1, 1) for part in (decades, decades * (midway - 7.0))]
-    drift = measure_drift(true[0] * change + true[1] * speeding + noise, ages, [(1, 1, 1), GRID])
-    # A standard error is 0.2 / sqrt(sum of squares), about 0.05.
-    at_seven = drift.rate + (7.0 - drift.centre) * drift.speeding
-    torch.testing.assert_close(at_seven[1], change[:, 0, 0, 0], rtol=0, atol=0.2)
-    torch.testing.assert_close(at_seven[0], change.mean((1, 2, 3)), rtol=0, atol=0.06)
-    torch.testing.assert_close(drift.speeding[1], speeding[:, 0, 0, 0], rtol=0, atol=0.2)
-    for found in (drift.rate, drift.speeding):
-        elsewhere = found[2:].square().sum(1)
-        # By chance about half of four standard errors squared exceed their mean.
-        assert (elsewhere == 0).float().mean() > 0.3
-        assert elsewhere.max() < 0.1
-
-
-def test_a_drift_of_pairs_at_one_age_does_not_change_with_age() -> None:
-    ages = torch.tensor([[60.0, 62.0]]).expand(5, -1)
-    changes = torch.randn(4, *GRID, generator=torch.Generator().manual_seed(3)).expand(5, -1, -1, -1, -1)
-    drift = measure_drift(changes, ages, [GRID])
-    assert drift.centre == pytest.approx(6.1)
-    torch.testing.assert_close(drift.rate, changes[0].flatten(1).T * 5)
-    assert not drift.speeding.any()
-
-
 def test_without_training_a_nearest_head_moves_by_the_drift_and_vectors_round_nothing_off() -> None:
     quantiser = make_levelled()
     for refiner in quantiser.refiners:
@@ -139,7 +107,8 @@ def test_without_training_a_nearest_head_moves_by_the_drift_and_vectors_round_no
     # Before 60 nothing would change, and ten years later twice as much as at 65.
     first = torch.linspace(60, 70, 5)
     pace = (first + 1 - 60) / 5
-    model.start_from(pace.view(-1, 1, 1, 1, 1) * changes, torch.stack([first, first + 2], 1))
+    half = pace.view(-1, 1, 1, 1, 1) * changes / 2
+    model.start_from(-half, half, torch.stack([first, first + 2], 1))
     with torch.no_grad():
         model.head.share_whole.fill_(30)
     previous, ages = draw_tokens(model.config, 1), torch.tensor([[66.0, 66.0], [64.0, 68.0], [70.0, 65.0]])
@@ -147,6 +116,27 @@ def test_without_training_a_nearest_head_moves_by_the_drift_and_vectors_round_no
     whole = quantiser.decode(previous, GRID)
     # In two years `(midway - 60) / 5`, so in a decade five times as much.
     expected = whole + torch.tensor([0.0, 0.4 * 6, -0.5 * 7.5]).view(3, 1, 1, 1, 1) * changes[:1]
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_scan_has_at_a_place_changes_how_it_moves_there() -> None:
+    quantiser = make_levelled()
+    for refiner in quantiser.refiners:
+        refiner.share = 0.0
+    model = small_config(quantiser=quantiser.config, head="nearest").build().eval()
+    model.adopt(quantiser)
+    number = model.config.num_tokens
+    leaning = torch.zeros(number, 4, 4)
+    leaning[:, 1, 2] = 0.5
+    still = Drift(torch.zeros(number, 4), torch.zeros(number, 4), leaning, torch.full((number, 4), 0.25), 6.0)
+    with torch.no_grad():
+        model.head.drift_by(still)
+        model.head.share_whole.fill_(30)
+    previous, ages = draw_tokens(model.config, 1), torch.tensor([[60.0, 70.0], [60.0, 55.0]])
+    made = generate_latent(model, quantiser, previous, ages, SamplingConfig(decode="vectors")).latent
+    whole = quantiser.decode(previous, GRID)
+    expected = whole.repeat(2, 1, 1, 1, 1)
+    expected[:, 2] += torch.tensor([1.0, -0.5]).view(2, 1, 1, 1) * 0.5 * (whole[:, 1] - 0.25)
     torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
 
 
