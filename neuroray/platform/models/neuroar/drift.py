@@ -81,7 +81,8 @@ def measure_drift(
         rest = moved - decades[:, None] * rate[:, None] - bent[:, None] * speeding[:, None]
         leaning = _lean(decades[:, None] * (held - contents[:, None]), rest)
         found.append((rate, speeding, leaning, contents))
-    return Drift(*(torch.cat(parts).float() for parts in zip(*found, strict=True)), float(centre))
+    rate, speeding, leaning, contents = (torch.cat(parts).float() for parts in zip(*found, strict=True))
+    return Drift(rate, speeding, leaning, contents, float(centre))
 
 
 def _fit(moved: Fits, by: Float[Tensor, " pair"]) -> tuple[Float[Tensor, "place channel"], Fits]:

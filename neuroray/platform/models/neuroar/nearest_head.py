@@ -125,5 +125,8 @@ class NearestHead(nn.Module):
         """The change by decade that such a brain has at such an age."""
         # A rate that is linear in age, summed over the years to the target, is that halfway times the years.
         rate = self.drift[part].float() + (unchanged.midway - self.centre.float()) * self.speeding[part].float()
-        beyond = unchanged.whole[:, part].float() - self.contents[part].float()
-        return rate + unchanged.shown * torch.einsum("btc,tcd->btd", beyond, self.leaning[part].float())
+        beyond, leaning = unchanged.whole[:, part].float() - self.contents[part].float(), self.leaning[part].float()
+        told = rate + unchanged.shown * torch.einsum("btc,tcd->btd", beyond, leaning)
+        # As it was measured: by what will be there halfway (the midpoint rule).
+        halfway = beyond + unchanged.decades / 2 * told
+        return rate + unchanged.shown * torch.einsum("btc,tcd->btd", halfway, leaning)

@@ -61,7 +61,8 @@ def test_how_change_depends_on_what_is_at_a_place_is_found_there_and_foretells_o
     true = (let_age(others, their_ages, leaning) - others).flatten(2)[:, :, 5]
     decades = (their_ages[:, 1] - their_ages[:, 0]) / 10
     beyond = others.flatten(2)[:, :, 5] - drift.contents[5]
-    told = decades[:, None] * (drift.rate[5] + beyond @ drift.leaning[5])
+    halfway = beyond + decades[:, None] / 2 * (drift.rate[5] + beyond @ drift.leaning[5])
+    told = decades[:, None] * (drift.rate[5] + halfway @ drift.leaning[5])
     assert (told - true).square().mean() < 0.05 * true.square().mean()
 
 

@@ -136,6 +136,7 @@ def test_what_a_scan_has_at_a_place_changes_how_it_moves_there() -> None:
     made = generate_latent(model, quantiser, previous, ages, SamplingConfig(decode="vectors")).latent
     whole = quantiser.decode(previous, GRID)
     expected = whole.repeat(2, 1, 1, 1, 1)
+    # The first channel stays as it is, so that the rate of the second is the same halfway.
     expected[:, 2] += torch.tensor([1.0, -0.5]).view(2, 1, 1, 1) * 0.5 * (whole[:, 1] - 0.25)
     torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
 
