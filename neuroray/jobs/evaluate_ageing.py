@@ -30,12 +30,8 @@ _OF_TOKENIZERS = ("perceptual_weights",)
 
 def find_ageing_kind(run: Path) -> str | None:
     """`neuroar` or `neuroar_vqvae` where the run, or its first fold, is of one; else None."""
-    for folder in (run, *sorted(run.glob("fold-*"))):
-        card = folder / "model" / "config.json"
-        if card.is_file():
-            name = json.loads(card.read_text()).get("model_name")
-            return name if name in (TRANSFORMER, TOKENIZER) else None
-    return None
+    name = _find_model_name(run)
+    return name if name in (TRANSFORMER, TOKENIZER) else None
 
 
 def evaluate_ageing_run(args: Args, out: Path, facts: dict[str, Any]) -> dict[str, Any]:
@@ -69,13 +65,24 @@ def refuse_ageing_options(args: Args, *, allowed: Collection[str] = ()) -> None:
         EvaluationError: an option of a run of `neuroar/transformer`.
     """
     given = [f"--{name.replace('_', '-')}" for name in _OF_PAIRS if name not in allowed and getattr(args, name)]
-    if given:
+    kind = _find_model_name(Path(args.run))
+    # Where there is no run, that is what is to be said of it.
+    if given and kind is not None:
         raise EvaluationError(
-            f"a run of {find_ageing_kind(Path(args.run)) or 'this kind'} is not judged by such options",
+            f"a run of {kind} is not judged by such options",
             given=" ".join(given),
             expected="a run of neuroar/transformer",
             fix="leave them out",
         )
+
+
+def _find_model_name(run: Path) -> str | None:
+    """What kind of model it is of; None where there is no finished run."""
+    for folder in (run, *sorted(run.glob("fold-*")), *sorted(run.glob("seed-*"))):
+        card = folder / "model" / "config.json"
+        if card.is_file():
+            return json.loads(card.read_text()).get("model_name")
+    return None
 
 
 def _open_perceptual(args: Args) -> PerceptualMeter | None:

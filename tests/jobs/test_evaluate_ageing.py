@@ -377,6 +377,8 @@ def test_a_tokenizer_is_not_asked_what_it_cannot_tell(trained: Path, tmp_path: P
             evaluate.Args(run=str(trained / "tokenizer"), out=str(tmp_path), backward=True, age_model=str(trained))
         )
     assert "--backward --age-model" in str(refused.value)
+    with pytest.raises(EvaluationError, match="no finished run"):
+        evaluate.run(evaluate.Args(run=str(tmp_path / "nowhere"), out=str(tmp_path), backward=True))
 
 
 def test_the_model_card_takes_the_evaluation(trained: Path, asked: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from neuroray.platform.evaluate.ageing_evidence import CEILING, MODEL, REAL, AgeingEvaluation
+from neuroray.platform.evaluate.ageing_evidence import CEILING, MODEL, REAL, AgeingEvaluation, RowsFound
 from neuroray.platform.evaluate.brain_regions import VENTRICLES
 from neuroray.platform.evaluate.intervals import Estimate
 from neuroray.platform.evaluate.labelled_regions import TISSUES, name_region
 
 LEAST_PSNR_DB = 25.0
 """What a tokenizer should reach in the brain before a transformer is worth its training."""
+FEWEST_SURE = 6
+"""People; fewer all lie on one side by chance in more than one of twenty evaluations, whatever a bootstrap says."""
 _FEW_PEOPLE = 20
 
 
 def tell_ageing_headline(evaluation: AgeingEvaluation) -> str:
     """The one sentence: nearer to the follow-up than the scan itself, or not."""
-    gain = evaluation.whole.gains[MODEL]["l1_brain"]
-    standing = gain.against(0.0)
-    if standing == "below":
+    standing = compare_with_copy(evaluation.whole, MODEL, "l1_brain", "lower")
+    if standing == "better":
         return "The model's brains are nearer to the follow-up than the previous scan is"
-    if standing == "above":
+    if standing == "worse":
         return "The previous scan itself is nearer to the follow-up than the model's brains"
     return "The model's brains are no nearer to the follow-up than the previous scan, as far as these people show"
 
@@ -34,8 +35,11 @@ def tell_change(evaluation: AgeingEvaluation) -> str:
     found = rows[MODEL].change["pearson_r"]
     if found.value != found.value:
         return f"What is told of {region} never changes"
-    standing = found.against(0.0)
-    if standing == "above":
+    if evaluation.num_people < FEWEST_SURE:
+        return (
+            f"How predicted and true change of {region} go together, so few people do not show (r = {found.value:.2f})"
+        )
+    if found.against(0.0) == "above":
         return f"Predicted and true change of {region} go together (r = {found.value:.2f})"
     return f"Predicted change of {region} does not follow the true one (r = {found.value:.2f})"
 
@@ -107,9 +111,19 @@ def gather_ageing_warnings(
     return tuple(found)
 
 
-def is_better(found: Estimate, better: str) -> bool:
-    """Whether a difference from the copy is surely on the better side."""
-    return found.against(0.0) == ("below" if better == "lower" else "above")
+def compare_with_copy(found: RowsFound, row: str, metric: str, better: str) -> str:
+    """`better` or `worse` where a row is that surely, by pairs of six people or more; else nothing.
+
+    Args:
+        found: Over some pairs.
+        row: Not that of the copy.
+        metric: Which.
+        better: Whether `lower` or `higher` is.
+    """
+    gain = found.gains[row][metric]
+    if found.num_people < FEWEST_SURE or not gain.has_width or gain.against(0.0) == "includes":
+        return ""
+    return "better" if gain.against(0.0) == ("below" if better == "lower" else "above") else "worse"
 
 
 def _tell_fit(found: Mapping[str, Estimate]) -> str:

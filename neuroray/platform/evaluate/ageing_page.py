@@ -41,11 +41,13 @@ def describe_ageing_page(evaluation: AgeingEvaluation) -> dict[str, Any]:
         ],
         "key": _key_numbers(evaluation),
         "warnings": evaluation.warnings,
+        "fewest_sure": findings.FEWEST_SURE,
         "images": tables.tabulate_images(evaluation),
         "gaps": figures.draw_gaps(evaluation, numbering),
         "pictures": [numbering.picture(one.png, one.title, one.caption) for one in evaluation.pictures],
         "regions": tables.tabulate_regions(evaluation),
-        "region_text": _tell_regions(evaluation),
+        "region_text": f"Volumes in ml of the person's own space: {evaluation.region_method}.",
+        "label_text": "" if evaluation.labels is None else f"{tell_labels(evaluation.labels)}.",
         "changes": figures.draw_changes(evaluation, numbering),
         "sweep": figures.draw_sweep(evaluation, numbering),
         "sweep_text": _tell_sweep(evaluation),
@@ -121,11 +123,6 @@ def _tell_sweep(evaluation: AgeingEvaluation) -> str:
         f"brain, where the tokenizer's reconstruction is {tell_value(same['l1_reconstruction'], 4)} from the scan; "
         f"the first is within the second in {same['within'].value:.0%} of people.{left}"
     )
-
-
-def _tell_regions(evaluation: AgeingEvaluation) -> str:
-    text = f"Volumes in ml of the person's own space: {evaluation.region_method}."
-    return text if evaluation.labels is None else f"{text} {tell_labels(evaluation.labels)}."
 
 
 def _methods(evaluation: AgeingEvaluation) -> list[str]:

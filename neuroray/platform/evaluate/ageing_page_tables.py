@@ -32,8 +32,9 @@ def tell_value(found: Estimate, digits: int = 2) -> str:
 
 
 def tell_ends(found: Estimate, digits: int = 2) -> str:
-    """Its interval; nothing for none."""
-    return f"{found.low:.{digits}f} to {found.high:.{digits}f}" if np.isfinite(found.low) else ""
+    """Its interval; nothing for none, and where every resample gave the same, which bounds nothing."""
+    has_ends = np.isfinite(found.low) and found.has_width
+    return f"{found.low:.{digits}f} to {found.high:.{digits}f}" if has_ends else ""
 
 
 def tabulate_images(evaluation: AgeingEvaluation) -> list[dict[str, Any]]:
@@ -113,8 +114,5 @@ def _cell(found: RowsFound, row: str, name: str, metric: Metric) -> dict[str, st
     """A value with its interval, and what it is to the copy."""
     value = found.metrics[row][name]
     digits = 2 if name.startswith("psnr") else 4 if name.startswith("l1") or name == PERCEPTUAL else 3
-    gain = found.gains[row][name] if row != COPY else None
-    standing = ""
-    if gain is not None and np.isfinite(gain.value) and gain.against(0.0) != "includes":
-        standing = "better" if findings.is_better(gain, metric.better) else "worse"
+    standing = findings.compare_with_copy(found, row, name, metric.better) if row != COPY else ""
     return {"value": tell_value(value, digits), "ends": tell_ends(value, digits), "standing": standing}

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from neuroray.platform.evaluate.ageing_evidence import JudgedPair, part_by_gap, weigh_rows
+from neuroray.platform.evaluate.ageing_findings import compare_with_copy
 from neuroray.platform.evaluate.ageing_models import average_models
 from neuroray.platform.evaluate.ageing_pictures import choose_pairs
 from neuroray.platform.evaluate.ageing_regions import weigh_regions
@@ -82,6 +83,16 @@ def test_models_of_several_folds_count_once_with_their_mean() -> None:
     assert found[0].volumes_ml["model"]["ventricles"] == pytest.approx(10.65)
     assert found[0].predicted_ages_years == pytest.approx(first.predicted_ages_years)
     assert list(found[1].scores) == ["copy"]
+
+
+def test_few_people_are_never_sure() -> None:
+    people = [judge(name, 2.0, 0.2 + 0.01 * index, 0.1) for index, name in enumerate("abcdef")]
+    for some, standing in ((people, "better"), (people[:5], ""), (people[:1], "")):
+        found = weigh_rows(some, ROWS, **DRAWS)
+        assert compare_with_copy(found, "model", "l1_brain", "lower") == standing
+    found = weigh_rows(people, ROWS, **DRAWS)
+    assert compare_with_copy(found, "model", "l1_brain", "higher") == "worse"
+    assert compare_with_copy(found, "model", "psnr_brain", "higher") == ""  # nobody has it
 
 
 def test_people_are_drawn_whole() -> None:
