@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 from contracts.brain_cohort import TOKENIZER, draw_brain, tiny_tokenizer, write_brain_cohort
 
+from neuroray.platform.data.brain_place import LEAST_OVERLAP
 from neuroray.platform.data.tokens import extract_tokens, load_tokenizer
 from neuroray.platform.models.neuroar import NeuroARConfig
 from neuroray.platform.train.loop import fit
@@ -16,11 +17,14 @@ from neuroray.platform.train.recipe import LoopConfig, OptimConfig
 from neuroray.platform.train.tasks.neuroar import NeuroARRecipe, use_tokenizer
 
 
-def train_ageing_run(folder: Path, *, num_people: int = 4) -> Path:
-    """Writes `store`, `tokenizer` and `run` into a folder."""
+def train_ageing_run(folder: Path, *, num_people: int = 4, min_overlap: float = LEAST_OVERLAP) -> Path:
+    """Writes `store`, `tokenizer` and `run` into a folder.
+
+    Of more than a few people their balls are not alike enough to count as registered: a `min_overlap` of 0 insists.
+    """
     store = write_brain_cohort(folder / "store", num_people=num_people)
     few = LoopConfig(batch_size=3, num_epochs=4, select_by="val_psnr")
-    fit(tiny_tokenizer(loop=few), store=store.uri, out=str(folder / "tokenizer"))
+    fit(tiny_tokenizer(loop=few, min_overlap=min_overlap), store=store.uri, out=str(folder / "tokenizer"))
     tokenizer = str(folder / "tokenizer")
     extract_tokens(store, load_tokenizer(tokenizer), [record.scan_id for record in store.records()])
     recipe = NeuroARRecipe(

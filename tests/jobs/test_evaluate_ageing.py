@@ -39,7 +39,7 @@ from neuroray.storage.store import ScanStore
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_ageing_run(tmp_path_factory.mktemp("trained"), num_people=12)
+    return train_ageing_run(tmp_path_factory.mktemp("trained"), num_people=12, min_overlap=0.0)
 
 
 def ask(trained: Path, out: Path, **changes: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from neuroray.storage.store import ScanStore
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_ageing_run(tmp_path_factory.mktemp("trained"), num_people=10)
+    return train_ageing_run(tmp_path_factory.mktemp("trained"), num_people=10, min_overlap=0.0)
 
 
 def write_strangers(folder: Path, ages: Sequence[tuple[float, ...]], *, profile: str | None = None) -> ScanStore:
