@@ -30,7 +30,7 @@ _OF_TOKENIZERS = ("perceptual_weights",)
 
 def find_ageing_kind(run: Path) -> str | None:
     """`neuroar` or `neuroar_vqvae` where the run, or its first fold, is of one; else None."""
-    name = _find_model_name(run)
+    name = _find_model_name(run, "fold-*")
     return name if name in (TRANSFORMER, TOKENIZER) else None
 
 
@@ -65,7 +65,7 @@ def refuse_ageing_options(args: Args, *, allowed: Collection[str] = ()) -> None:
         EvaluationError: an option of a run of `neuroar/transformer`.
     """
     given = [f"--{name.replace('_', '-')}" for name in _OF_PAIRS if name not in allowed and getattr(args, name)]
-    kind = _find_model_name(Path(args.run))
+    kind = _find_model_name(Path(args.run), "fold-*", "seed-*")
     # Where there is no run, that is what is to be said of it.
     if given and kind is not None:
         raise EvaluationError(
@@ -76,9 +76,9 @@ def refuse_ageing_options(args: Args, *, allowed: Collection[str] = ()) -> None:
         )
 
 
-def _find_model_name(run: Path) -> str | None:
-    """What kind of model it is of; None where there is no finished run."""
-    for folder in (run, *sorted(run.glob("fold-*")), *sorted(run.glob("seed-*"))):
+def _find_model_name(run: Path, *parts: str) -> str | None:
+    """What kind of model it, or the first of its parts, is of; None where there is no finished run."""
+    for folder in (run, *(path for part in parts for path in sorted(run.glob(part)))):
         card = folder / "model" / "config.json"
         if card.is_file():
             return json.loads(card.read_text()).get("model_name")

@@ -73,7 +73,8 @@ def tell_gaps(evaluation: AgeingEvaluation) -> str:
     """Where the model stands to the copy, by gap."""
     long = list(evaluation.by_gap.items())[-1]
     gain = long[1].gains[MODEL]["psnr_brain"]
-    return f"At gaps of {long[0]} the model has {gain.value:+.2f} dB over the copy"
+    pairs = f"{long[1].num_pairs} pair{'' if long[1].num_pairs == 1 else 's'}"
+    return f"At gaps of {long[0]} ({pairs}) the model has {gain.value:+.2f} dB over the copy"
 
 
 def gather_ageing_warnings(
