@@ -21,13 +21,13 @@ from neuroray.platform.evaluate.ageing_bench import RegionMeter, first_visits
 from neuroray.platform.evaluate.ageing_rows import ModelTeller
 from neuroray.platform.evaluate.ageing_sweep import SweptPerson, choose_ages, sweep_person
 from neuroray.platform.evaluate.image_quality import compare_volumes
-from neuroray.platform.evaluate.run import RunFold, open_run_store, read_folds
+from neuroray.platform.evaluate.run import RunFold, check_people, open_run_store, read_folds
 from neuroray.platform.evaluate.style import MUTED, SERIES, styled, to_png
 from neuroray.platform.evaluate.visits import Visit, VisitPair, VisitReader, name_scans, pair_records
 from neuroray.platform.generate.ageing_model import AgeingModel, load_ageing_model
 from neuroray.platform.generate.overfit import Overfit, choose_rate, overfit_pair
 from neuroray.platform.models.neuroar.vqvae import VQVAE
-from neuroray.storage.profiles.agreement import read_model_profile, require_profile
+from neuroray.storage.profiles.agreement import read_model_profile
 from neuroray.storage.profiles.profile import IN_TEMPLATE
 from neuroray.storage.records import ScanRecord
 from neuroray.storage.store import ScanStore
@@ -123,8 +123,8 @@ def run(args: Args) -> dict[str, Any]:
 
 def _check(args: Args, fold: RunFold, store: ScanStore) -> list[Check]:
     records = {record.scan_id: record for record in store.records()}
-    held_out = [records[scan_id] for scan_id in fold.split.test if scan_id in records]
-    require_profile(held_out, fold.card)
+    check_people(fold, records)
+    held_out = [records[scan_id] for scan_id in fold.split.test]
     if fold.card["model_name"] == TOKENIZER:
         tokenizer = load_tokenizer(str(fold.path))
         read = VisitReader(store, tokenizer.model.to(args.device), tokenizer.grid)
@@ -132,8 +132,9 @@ def _check(args: Args, fold: RunFold, store: ScanStore) -> list[Check]:
     model = load_ageing_model(str(fold.path), device=args.device)
     pairs = pair_records(held_out, backward=False)
     if not pairs:
-        fix = "a run whose test people came twice"
-        raise UsageError("nobody on the test side came twice", given=f"{len(held_out)} scans", fix=fix)
+        given, expected = f"{len(held_out)} scans", "two visits of one person, at different ages"
+        fix = "train with --split fields by which such people come to the test side"
+        raise UsageError("nobody on the test side came twice", given=given, expected=expected, fix=fix)
     read = VisitReader(store, model.tokenizer, model.grid)
     chosen = first_visits(pairs)[: args.people]
     visits = [read(one) for one in chosen]

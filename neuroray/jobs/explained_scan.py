@@ -65,11 +65,14 @@ def find_record(store_uri: str | None, subject: str | None, card: Mapping[str, A
         ProfileError: it was prepared otherwise than those of the training.
     """
     store = ScanStore(str(store_uri))
-    wanted = [
-        record for record in store.records() if subject in (record.scan_id, record.subject) and len(record.shape) == 3
-    ]
+    volumes = [record for record in store.records() if len(record.shape) == 3]
+    # A person's folder is called sub-001, and the person 001.
+    names = {subject, str(subject).removeprefix("sub-")}
+    wanted = [record for record in volumes if names & {record.scan_id, record.subject}]
     if not wanted:
-        raise ScanError("the store has no volume of this subject or scan id", fix="see neuroray inspect STORE")
+        example = f"a person, or a scan such as {volumes[0].scan_id}" if volumes else None
+        what, fix = "the store has no volume of this subject or scan id", "see neuroray inspect STORE"
+        raise ScanError(what, given=subject, expected=example, fix=fix)
     if len(wanted) > 1:
         names = ", ".join(record.scan_id for record in wanted)
         raise UsageError(f"this subject has {len(wanted)} scans", expected=f"one of {names} as --subject")

@@ -22,6 +22,7 @@ from neuroray.jobs.ray_session import ensure_ray
 from neuroray.jobs.recipes import list_recipes, load_recipe
 from neuroray.jobs.run_record import RunRecord, record_run
 from neuroray.platform.data.extract import extract_features
+from neuroray.platform.data.splits import split_subjects
 from neuroray.platform.train.loop import Run, fit_run, prepare_run, training_plan
 from neuroray.platform.train.motion_range import with_motion
 from neuroray.platform.train.people import choose_records
@@ -31,6 +32,7 @@ from neuroray.platform.train.slice_features import use_encoder
 from neuroray.platform.train.start_weights import find_start
 from neuroray.platform.train.step import RankBatch
 from neuroray.platform.train.tasks.neuroar import NeuroARRecipe, use_tokenizer
+from neuroray.platform.train.visit_pairs import pair_sides
 from neuroray.storage.locations import Location
 from neuroray.storage.store import ScanStore
 
@@ -227,12 +229,21 @@ def _extract(args: Args, recipe: Recipe) -> None:
     store = ScanStore(args.store, version=choose_version(_variants(args, recipe)[0][0], recipe))
     scan_ids = [record.scan_id for record in choose_records(store, recipe)]
     if isinstance(recipe, NeuroARRecipe):
+        _require_pairs(args, recipe, store)
         extract_for(recipe, store, scan_ids)
         return
     described: Any = recipe  # of all recipes, those of slice models have an encoder whose features are kept
     extract_features(
         store, described.model, scan_ids, track=lambda made, total: progress(made, total=total, label="extract")
     )
+
+
+def _require_pairs(args: Args, recipe: NeuroARRecipe, store: ScanStore) -> None:
+    """Raises RecipeError where no side has pairs of visits, before hours are spent on tokens."""
+    records = choose_records(store, recipe)
+    for _, one in _variants(args, recipe):
+        split = split_subjects(records, one.split, catalogue_version=store.version)
+        pair_sides(records, split, recipe.direction, with_same=recipe.with_same)
 
 
 def _plan(run: Run) -> dict[str, Any]:

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from contracts.ageing_run import train_ageing_run
+from contracts.brain_cohort import write_brain_cohort
 
 from neuroray.jobs import check_ageing
 from neuroray.jobs.cli import UsageError
 from neuroray.platform.data.tokens import load_tokenizer, open_tokens, read_tokens
+from neuroray.platform.evaluate.metrics import EvaluationError
 from neuroray.platform.generate.overfit import choose_rate, overfit_pair
 from neuroray.platform.models.neuroar import NeuroARConfig
 from neuroray.storage.checkpoint import load_weights
@@ -120,3 +122,10 @@ def test_wide_transformers_learn_a_pair_by_smaller_steps() -> None:
 def test_nothing_to_check_is_refused(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing would be checked"):
         check(trained, tmp_path, people=0)
+
+
+def test_a_store_that_lacks_scans_of_the_split_is_refused(trained: Path, tmp_path: Path) -> None:
+    other = write_brain_cohort(tmp_path / "store", num_people=2)
+    with pytest.raises(EvaluationError, match=r"scans of the split.*are not in the store.*--store"):
+        check(trained, tmp_path / "out", store=other.uri)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["run.json"]

@@ -37,7 +37,7 @@ def pair_sides(records: Sequence[ScanRecord], split: Split, direction: Direction
     if empty:
         several = sum(count > 1 for count in visits.values())
         raise RecipeError(
-            f"the {' and the '.join(empty)} side has no two visits of one person",
+            f"the {' and the '.join(empty)} side {'have' if len(empty) > 1 else 'has'} no two visits of one person",
             given=f"{len(visits)} people with an age, {several} of them with two scans or more",
             expected="people who were scanned twice, at different ages, on each side",
             fix="other --split fields, or gather more visits",

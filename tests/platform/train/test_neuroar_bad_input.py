@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from contracts.brain_cohort import TOKENIZER, draw_brain, tiny_tokenizer, write_brain_cohort
 
+from neuroray.jobs import train
 from neuroray.platform.data.tokens import TokenError, extract_tokens, load_tokenizer, open_tokens
 from neuroray.platform.models.neuroar import NeuroARConfig
 from neuroray.platform.train.loop import fit, prepare_run
@@ -109,22 +110,30 @@ def test_visits_with_different_preprocessing_are_refused(own: Path) -> None:
         start(own)
 
 
-def test_people_with_one_session_alone_are_refused(tmp_path: Path, made: Path) -> None:
-    store = ScanStore.create(tmp_path / "store")
-    whole = ScanStore(made / "store")
+@pytest.fixture
+def once(tmp_path: Path, made: Path) -> Path:
+    """The same people, each with the first scan alone, and the tokenizer."""
+    store, whole = ScanStore.create(tmp_path / "store"), ScanStore(made / "store")
     for record in whole.records():
         if record.session == "01":
             person = Participant(subject=record.subject, sex="F", age_years=record.age_years)
-            store.write(
-                whole.read(record.scan_id),
-                scan_id=record.scan_id,
-                subject=record.subject,
-                session="01",
-                modality="T1w",
-                participant=person,
-            )
+            details = {"subject": record.subject, "session": "01", "modality": "T1w", "participant": person}
+            store.write(whole.read(record.scan_id), scan_id=record.scan_id, **details)
     shutil.copytree(made / "tokenizer", tmp_path / "tokenizer")
+    return tmp_path
+
+
+def test_people_with_one_session_alone_are_refused(once: Path) -> None:
     with pytest.raises(
-        RecipeError, match=r"no two visits of one person; given 4 people with an age, 0 of them with two"
+        RecipeError, match=r"have no two visits of one person; given 4 people with an age, 0 of them with two"
     ):
-        start(tmp_path)
+        start(once)
+
+
+def test_people_with_one_session_alone_are_refused_before_tokens_are_made(once: Path) -> None:
+    asked = ["--store", str(once / "store"), "--out", str(once / "run"), "--encoder", str(once / "tokenizer")]
+    split = ["--split.num-parts", "4", "--split.num-folds", "2", "--min-psnr-db", "0"]
+    with pytest.raises(RecipeError, match="have no two visits of one person"):
+        train.main(["neuroar/transformer:smoke", *asked, *split, "--extract"])
+    assert not (once / "store/features").exists()
+    assert not (once / "run").exists()

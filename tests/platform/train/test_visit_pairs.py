@@ -55,7 +55,7 @@ def test_a_side_without_pairs_is_refused(tmp_path: Path) -> None:
     store = write_brain_cohort(tmp_path / "store", num_people=4)
     records = [record for record in store.records() if record.session == "01"]
     split = split_subjects(records, tiny_tokenizer().split, catalogue_version=1)
-    with pytest.raises(RecipeError, match="the train and the val side has no two visits"):
+    with pytest.raises(RecipeError, match="the train and the val side have no two visits"):
         pair_sides(records, split, "both", with_same=True)
 
 
