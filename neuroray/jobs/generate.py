@@ -59,11 +59,13 @@ class Args:
     """The same of the previous scan: above 1 nearer to it; three passes in place of one."""
 
     guidance_ramp: bool = True
-    """Guide not at all at the coarsest scale and fully at the finest, as VAR does; else at each alike."""
+    """Guide not at all at the coarsest scale and fully at the finest, as VAR does; with --no-guidance-ramp at each
+    alike."""
 
     decode: Decode | None = None
     """`codes`: the chosen codes; `mean`: at each place the mean of all by their probabilities, so that the brain moves
-    a little with every year. None: as the run's recipe says."""
+    a little with every year; `vectors`: of a run with the nearest head, what codes are compared with. None: as the
+    run's recipe says; codes wherever --temperature is above 0."""
 
     detail: Detail | None = None
     """`none`: what tokens lose of the scan is lost; `scan`: the scan plus the change that is told. None: as the run's
@@ -166,7 +168,8 @@ def _tell_tokens(one: dict[str, Any]) -> str:
 def _tell(answer: dict[str, Any], out: Path) -> str:
     lines = [
         f"{answer['scan']} at {answer['age_years']:g} years; reconstructed with "
-        f"{answer['reconstruction']['psnr_db']:.1f} dB, {answer['reconstruction']['mean_absolute_error']:.3g} off"
+        f"{answer['reconstruction']['psnr_db']:.1f} dB: {answer['reconstruction']['mean_absolute_error']:.3g} of the "
+        f"scan's units off on average"
     ]
     lines += [
         f"  {one['age_years']:g} years: {out / one['files']['volume']}, {_tell_tokens(one)}"

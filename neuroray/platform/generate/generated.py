@@ -33,7 +33,8 @@ class ScanInTokens:
         volume: On the model's grid, in [-1, 1].
         tokens: `1 token`, on the model's device.
         to_template: How it was brought to a template, where it was.
-        own_grid: Of the file; its voxels stand for nothing but the shape.
+        own_grid: Of the file; its voxels stand for the shape, and for where the head is in pictures. Of a store's scan
+            that was brought to a template they are 0, for the store does not keep them.
         placement: How its brain lies among those of the training; None for a model that does not say where they lay.
     """
 
@@ -113,7 +114,8 @@ def read_tokens_of(model: AgeingModel, scan: Scan, profile: Profile) -> ScanInTo
     """
     _require_volume(model, scan)
     given = encode_prepared(model, prepare(scan, profile))
-    return dataclasses.replace(given, own_grid=dataclasses.replace(given.own_grid, flags=scan.flags))
+    own = dataclasses.replace(given.own_grid, voxels=scan.voxels, flags=scan.flags)
+    return dataclasses.replace(given, own_grid=scan if given.to_template is None else own)
 
 
 def encode_prepared(model: AgeingModel, prepared: Prepared) -> ScanInTokens:

@@ -191,5 +191,5 @@ def _lay_prepared(given: ScanInTokens) -> Volume:
 def _judge_reconstruction(psnr_db: float) -> tuple[str, ...]:
     if psnr_db >= _LEAST_PSNR_DB:
         return ()
-    told = f"this scan is reconstructed with {psnr_db:.1f} dB, less than the {_LEAST_PSNR_DB:g} worth a transformer"
-    return (f"{told}: what the tokenizer cannot draw, no age shows",)
+    told = f"this scan is reconstructed with {psnr_db:.1f} dB, less than the {_LEAST_PSNR_DB:g} that training asks for"
+    return (f"{told}: of what the tokenizer cannot draw no change with age is told",)

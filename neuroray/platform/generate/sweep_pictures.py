@@ -54,17 +54,23 @@ def find_shown_of(sweep: AgeSweep) -> Shown:
 
 def tell_notes(sweep: AgeSweep) -> str:
     """What changes of a strip are against."""
-    against = "the scan" if sweep.asked.sampling.detail == "scan" else "the tokenizer's reconstruction of the scan"
-    return f"Ages: minus {against}. Reconstruction: minus the scan."
+    if _keeps_detail(sweep):
+        return "Ages: minus the scan, whose detail was kept. Reconstruction: what the tokenizer can draw of the scan."
+    return "Ages: minus the tokenizer's reconstruction of the scan. Reconstruction: minus the scan."
 
 
 def tell_rows(sweep: AgeSweep) -> list[PictureRow]:
-    """The scan, its reconstruction, and each age."""
+    """The scan, its reconstruction, and each age.
+
+    Beside the reconstruction stands what it has lost of the scan, by which changes of what is told of tokens are to be
+    judged. Where the scan's detail is kept nothing of that is in the ages, and its scale would hide their changes.
+    """
     now = f"{name_age(sweep.asked.age_years)} years"
     base = sweep.reconstruction
+    lost = None if _keeps_detail(sweep) else base - sweep.prepared
     rows = [
         PictureRow(label=f"scan\n{now}", values=sweep.prepared, change=None),
-        PictureRow(label=f"reconstructed\n{now}", values=base, change=base - sweep.prepared),
+        PictureRow(label=f"reconstructed\n{now}", values=base, change=lost),
     ]
     return rows + [
         PictureRow(label=f"generated\n{name_age(one.age_years)} years", values=one.values, change=sweep.change_to(one))
@@ -76,7 +82,7 @@ def draw_ages(sweep: AgeSweep) -> list[bytes]:
     """A PNG for each age: axial, coronal and sagittal plane, and below them what has changed; all on one scale."""
     shown, rows = find_shown_of(sweep), tell_rows(sweep)[2:]
     place = _choose_place(sweep, rows, shown)
-    what = f"change against the {'scan' if sweep.asked.sampling.detail == 'scan' else 'reconstruction'}"
+    what = f"change against the {'scan' if _keeps_detail(sweep) else 'reconstruction'}"
     return [to_dark_png(_draw_age(sweep.given.own_grid, row, shown, place, what)) for row in rows]
 
 
@@ -134,3 +140,7 @@ def _choose_place(sweep: AgeSweep, rows: Sequence[PictureRow], shown: Shown) -> 
         grey=grey_range(sweep.prepared, shown),
         largest=largest_change(rows, shown),
     )
+
+
+def _keeps_detail(sweep: AgeSweep) -> bool:
+    return sweep.asked.sampling.detail == "scan"
