@@ -53,7 +53,7 @@ def small() -> NeuroARRecipe:
             previous_dropout=0.0,
         ),
         split=tokenizer.split,
-        optim=OptimConfig(name="adamw", lr=1e-3, weight_decay=0.1, schedule="cosine", warmup_steps=20, clip_norm=2.0),
+        optim=OptimConfig(name="adamw", lr=3e-4, weight_decay=0.1, schedule="cosine", warmup_steps=20, clip_norm=2.0),
         loop=LoopConfig(batch_size=4, num_epochs=3, select_by="val_loss"),
         direction="both",
         decode="vectors",

@@ -71,11 +71,15 @@ def small() -> NeuroARVQVAERecipe:
 
 
 def base() -> NeuroARVQVAERecipe:
-    """For one GPU: one block a level, bfloat16, the adversary from epoch 5 on, until validation no longer improves."""
+    """For one GPU: one block a level, bfloat16, the adversary from epoch 5 on, until validation no longer improves.
+
+    Scales are brought to one size and weigh the same in the codes' means, for else the coarse ones share a few codes.
+    """
+    quantiser = QuantiserConfig(revive_below=0.3, level_sizes=True, equal_scales=True)
     return dataclasses.replace(
         paper(),
         name="neuroar/vqvae:base",
-        model=VQVAEConfig(num_blocks=1),
+        model=VQVAEConfig(num_blocks=1, quantiser=quantiser),
         loop=LoopConfig(batch_size=4, num_epochs=100, patience=15, precision="bf16", select_by="val_psnr"),
     )
 

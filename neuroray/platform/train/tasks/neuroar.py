@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from neuroray.config import Config, without_effect
+from neuroray.platform.data.brain_volumes import BrainVolumeReader
 from neuroray.platform.data.plan import ReadItem
 from neuroray.platform.data.splits import Split, SplitConfig, split_subjects
 from neuroray.platform.data.tokens import (
@@ -44,7 +45,7 @@ from neuroray.storage.store import ScanRecord, ScanStore
 
 _MODEL_FORMAT = 1
 _SIDES = ("previous", "target")
-_MOST_TO_START_FROM = 1024
+_MOST_TO_START_FROM = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,11 +180,12 @@ class NeuroARTask:
         Raises:
             RecipeError: it is not the one that the run started with.
         """
-        self._quantiser = self._load_tokenizer().model.quantiser
+        tokenizer = self._load_tokenizer()
+        self._quantiser = tokenizer.model.quantiser
         assert isinstance(module, NeuroARTransformer)
         module.adopt(self._quantiser)
         if self._recipe.model.head == "nearest":
-            module.start_from(*self._read_changes(cohort))
+            module.start_from(*self._read_changes(cohort, tokenizer))
 
     def stand_ins(self, grid_shape: tuple[int, int, int] | None) -> tuple[NeuroARTransformer, Callable[[int], Batch]]:
         """Transformer and quantiser as described, and pairs of equal tokens; the grid is that of the tokenizer."""
@@ -296,18 +298,22 @@ class NeuroARTask:
         }
         save_weights(folder, state, described, training)
 
-    def _read_changes(self, cohort: Cohort) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents of training people at one visit and at the next, and their ages at both."""
-        assert self._quantiser is not None
-        shape, reader = self._recipe.model.latent_shape, self.reader(cohort)
+    def _read_changes(self, cohort: Cohort, tokenizer: Tokenizer) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents of training people at one visit and at the next, and their ages at both.
+
+        Of the scans themselves, for their tokens tell too little of a small change: a code stands for all that is
+        nearest to it, and what moves within its reach does not move it.
+        """
         ages = {name: cohort.facts["ages_years"][name] for name in cohort.split.train}
         forward = [name for name, (before, after) in ages.items() if after > before]
         chosen = forward[:: -(-len(forward) // _MOST_TO_START_FROM)]
-        rows = [reader(ReadItem(scan_id=name)) for name in chosen]
-        before, after = (
-            self._quantiser.decode(torch.from_numpy(np.stack([np.asarray(row[side]) for row in rows])), shape)
-            for side in ("previous", "target")
-        )
+        read = BrainVolumeReader(cohort.store, cohort.version, tokenizer.grid)
+
+        def encode(scan_id: str) -> Tensor:
+            volume = torch.from_numpy(np.array(read(ReadItem(scan_id=scan_id))["volume"]))
+            return tokenizer.model.encode_latent(volume[None])[0]
+
+        before, after = (torch.stack([encode(name.split(" ")[side]) for name in chosen]) for side in range(2))
         return before, after, torch.tensor([ages[name] for name in chosen], dtype=torch.float32)
 
     def _place(self, device: torch.device) -> MultiScaleQuantiser:
