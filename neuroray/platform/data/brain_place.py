@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -138,9 +139,9 @@ def learn_place(
 ) -> BrainPlace:
     """Where these brains lie; all of one grid, in [-1, 1].
 
-    How alike scans must be is learned from them: their median likeness less four times its distance from the lower
-    quartile, which few scans that lie elsewhere do not move, less `LIKENESS_MARGIN` for people whom the training does
-    not know.
+    How alike scans must be is learned from them. None of them may be less alike than their median less four times its
+    distance from the lower quartile, which few scans that lie elsewhere do not move, less `LIKENESS_MARGIN`; what is
+    looked at later may be as much less alike than the least of them as that margin.
 
     Args:
         volumes: Some of the training's, of a person each where that can be had, with their names.
@@ -179,7 +180,7 @@ def learn_place(
             expected=f"{place._tell_required()}, with the mean of the others",
             fix="register them and take off the skull, or ingest with --profile mni_affine; or insist: --min-overlap 0",
         )
-    return place
+    return dataclasses.replace(place, required_likeness=min(likeness) - LIKENESS_MARGIN) if enough else place
 
 
 def _bound(likeness: Sequence[float]) -> float:
