@@ -229,7 +229,7 @@ def _extract(args: Args, recipe: Recipe) -> None:
     store = ScanStore(args.store, version=choose_version(_variants(args, recipe)[0][0], recipe))
     scan_ids = [record.scan_id for record in choose_records(store, recipe)]
     if isinstance(recipe, NeuroARRecipe):
-        _require_pairs(args, recipe, store)
+        _require_use(args, recipe, store)
         extract_for(recipe, store, scan_ids)
         return
     described: Any = recipe  # of all recipes, those of slice models have an encoder whose features are kept
@@ -238,8 +238,12 @@ def _extract(args: Args, recipe: Recipe) -> None:
     )
 
 
-def _require_pairs(args: Args, recipe: NeuroARRecipe, store: ScanStore) -> None:
-    """Raises RecipeError where no side has pairs of visits, before hours are spent on tokens."""
+def _require_use(args: Args, recipe: NeuroARRecipe, store: ScanStore) -> None:
+    """Raises RecipeError, before hours are spent on tokens, where they would be for nothing.
+
+    That is where the tokenizer is none, or none that is good enough, and where a side has no pairs of visits.
+    """
+    recipe.task().require_tokenizer()
     records = choose_records(store, recipe)
     for _, one in _variants(args, recipe):
         split = split_subjects(records, one.split, catalogue_version=store.version)

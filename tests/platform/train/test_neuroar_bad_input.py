@@ -130,6 +130,14 @@ def test_people_with_one_session_alone_are_refused(once: Path) -> None:
         start(once)
 
 
+def test_a_tokenizer_that_reconstructs_too_little_is_refused_before_tokens_are_made(once: Path) -> None:
+    asked = ["--store", str(once / "store"), "--out", str(once / "run"), "--encoder", str(once / "tokenizer")]
+    with pytest.raises(RecipeError, match=r"does not reconstruct well enough.*expected 90 dB"):
+        train.main(["neuroar/transformer:smoke", *asked, "--min-psnr-db", "90", "--extract"])
+    assert not (once / "store/features").exists()
+    assert not (once / "run").exists()
+
+
 def test_people_with_one_session_alone_are_refused_before_tokens_are_made(once: Path) -> None:
     asked = ["--store", str(once / "store"), "--out", str(once / "run"), "--encoder", str(once / "tokenizer")]
     split = ["--split.num-parts", "4", "--split.num-folds", "2", "--min-psnr-db", "0"]

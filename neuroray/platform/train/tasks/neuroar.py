@@ -135,8 +135,7 @@ class NeuroARTask:
             SplitError: too few people.
         """
         recipe = self._recipe
-        tokenizer = self._load_tokenizer()
-        self._require_good(tokenizer)
+        tokenizer = self.require_tokenizer()
         records = choose_records(store, recipe)
         require_volumes(records, recipe)
         profile = find_common_profile(store, records)
@@ -168,6 +167,23 @@ class NeuroARTask:
             },
             profile=profile,
         )
+
+    def require_tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            RecipeError: there is none, it is not the one that the run started with, or it reconstructs too little.
+        """
+        tokenizer, wanted_db = self._load_tokenizer(), self._recipe.min_psnr_db
+        reached_db = tokenizer.provenance.get("val_scores", {}).get("val_psnr", 0.0)
+        if reached_db < wanted_db:
+            raise RecipeError(
+                "the tokenizer does not reconstruct well enough to be worth a transformer",
+                given=f"{reached_db:.1f} dB on its validation people",
+                expected=f"{wanted_db:g} dB",
+                fix="train it for longer, or insist: --min-psnr-db 0",
+            )
+        return tokenizer
 
     def build(self) -> NeuroARTransformer:
         """The transformer; the tokenizer does not learn, and stands beside it."""
@@ -340,16 +356,6 @@ class NeuroARTask:
                 fix="restore its folder, or start anew with another --out",
             )
         return found
-
-    def _require_good(self, tokenizer: Tokenizer) -> None:
-        reached = tokenizer.provenance.get("val_scores", {}).get("val_psnr", 0.0)
-        if reached < self._recipe.min_psnr_db:
-            raise RecipeError(
-                "the tokenizer does not reconstruct well enough to be worth a transformer",
-                given=f"{reached:.1f} dB on its validation people",
-                expected=f"{self._recipe.min_psnr_db:g} dB",
-                fix="train it for longer, or insist: --min-psnr-db 0",
-            )
 
 
 def _require_tokens(store: ScanStore, missing: Sequence[str], recipe: NeuroARRecipe) -> None:
