@@ -75,7 +75,7 @@ class Args:
     """Of the same: also learn age from real scans, and from real and generated ones, and compare."""
 
     perceptual_weights: str | None = None
-    """Of runs of neuroar: a local file of a 2D network's weights, as for training's --loss.perceptual-weights, to
+    """Of runs of neuroar: a local file of a network's weights, as for training's --loss.perceptual-weights, to
     measure the perceptual distance of images by; else it is left out."""
 
     perceptual_network: str = "resnet18"

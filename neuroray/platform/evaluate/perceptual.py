@@ -1,4 +1,4 @@
-"""Perceptual distance: how far apart slices of two volumes are to a 2D network, whose weights are a local file."""
+"""Perceptual distance: how far apart two volumes, or their slices, are to a network with weights in a local file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 
 from neuroray.platform.evaluate.metrics import EvaluationError, Metric
-from neuroray.platform.models.neuroar.loss import PerceptualDistance, VQVAELossConfig
+from neuroray.platform.models.neuroar.loss import VQVAELossConfig
+from neuroray.platform.models.neuroar.perceptual import PerceptualDistance
 
 PERCEPTUAL: Final = "perceptual"
 PERCEPTUAL_METRIC: Final = Metric(label="Perceptual distance", better="lower")
@@ -29,10 +30,11 @@ class PerceptualMeter:
     as grey pictures in [-1, 1]. At each place the channels of a layer's features are divided by their length; the
     squared differences are summed over channels, and their mean is taken over places, slices, layers (of a ResNet the
     first three stages) and planes. So it lies between 0 and 4. Networks and files give other numbers: only those of one
-    file can be compared. It is no LPIPS, whose layers weigh channels by learned numbers.
+    file can be compared. It is no LPIPS, whose layers weigh channels by learned numbers. A network that sees volumes is
+    shown the box as a whole.
 
     Attributes:
-        network: timm name.
+        network: Its name.
         sha256: Of the file of its weights.
         device: Where it computes.
         distance: The network at work.
@@ -59,7 +61,7 @@ class PerceptualMeter:
         return {
             "network": self.network,
             "weights_sha256": self.sha256,
-            "num_slices": NUM_SLICES,
+            "num_slices": None if self.distance.sees_volumes else NUM_SLICES,
             "stated": tell_perceptual(self),
         }
 
@@ -68,13 +70,14 @@ def open_perceptual_meter(file: str, *, network: str = "resnet18", device: str =
     """The meter, with its weights read: the same files as training's `--loss.perceptual-weights`.
 
     Args:
-        file: A local file, `.safetensors` or what `torch.save` wrote of a state dict, with timm's names of tensors.
-        network: timm name.
+        file: A local file, `.safetensors` or what `torch.save` wrote of a state dict; tensors by the names of timm, or
+            torchvision.
+        network: timm name, or one of torchvision's for video (`VOLUME_NETWORKS`).
         device: Where to compute.
 
     Raises:
         EvaluationError: no such file, or one that holds no weights, or not those of the network.
-        ModelError: timm has no such network, or tensors of it are missing in the file.
+        ModelError: there is no such network, or tensors of it are missing in the file.
     """
     weights, digest = _read_weights(file)
     config = VQVAELossConfig(perceptual_network=network, perceptual_slices=NUM_SLICES)
@@ -100,11 +103,13 @@ def tell_perceptual(meter: PerceptualMeter | None) -> str:
     """What it is, or that it is left out, in a line."""
     if meter is None:
         return "No perceptual distance was measured: no network's weights were given (--perceptual-weights)."
+    seen, mean = f"{NUM_SLICES} slices of each of three planes through the brain", "places, slices, layers and planes"
+    if meter.distance.sees_volumes:
+        seen, mean = "the volume in the box around the brain", "places and layers"
     return (
-        f"Perceptual distance: features of {meter.network} (weights {meter.sha256[:8]}) of {NUM_SLICES} slices of each "
-        "of three planes through the brain, channels at each place divided by their length, squared differences summed "
-        "over channels, then the mean over places, slices, layers and planes: LPIPS without its learned weights of "
-        "channels, so not LPIPS's numbers."
+        f"Perceptual distance: features of {meter.network} (weights {meter.sha256[:8]}) of {seen}, channels at each "
+        f"place divided by their length, squared differences summed over channels, then the mean over {mean}: LPIPS "
+        "without its learned weights of channels, so not LPIPS's numbers."
     )
 
 

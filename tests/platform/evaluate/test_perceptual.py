@@ -98,4 +98,4 @@ def test_files_that_are_no_weights_of_the_network_are_refused(
     torch.save(state | {"conv1.0.weight": state["conv1.0.weight"] * float("nan")}, tmp_path / "nan.pt")
     refuse("nan.pt", "not finite")
     (tmp_path / "good.safetensors").write_bytes(weights.read_bytes())
-    refuse("good.safetensors", "timm has no such network", network="no_such_network")
+    refuse("good.safetensors", "there is no such network", network="no_such_network")

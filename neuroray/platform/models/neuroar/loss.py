@@ -1,4 +1,4 @@
-"""The tokenizer's losses, each of every volume by itself: absolute error, slices through a network, adversary."""
+"""The tokenizer's losses, each of every volume by itself: errors of voxels, the adversary; and the weights of all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from neuroray.config import Config, ConfigError
-from neuroray.platform.models.errors import ModelError
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -30,13 +29,14 @@ class VQVAELossConfig(Config):
         l2_weight: Of the mean squared error, which decibels are of.
         brain_weight: How much a voxel of the brain counts in both, against one beside it.
         quantiser_weight: Of codebook and commitment.
-        perceptual_weight: Of the distance between features of slices, by a frozen 2D network; off by default, as a
-            network's weights have to be at hand.
-        perceptual_network: timm name of that network.
+        perceptual_weight: Of the distance between features by a frozen network; off by default, as a network's weights
+            have to be at hand.
+        perceptual_network: That network: a name of timm's, which sees slices; or of one of torchvision's for video
+            (`r3d_18`, `mc3_18`, `r2plus1d_18`), which sees the volume.
         perceptual_weights: A local file of its weights, which the training reads; None: random ones, from
             `perceptual_seed`.
         perceptual_seed: Of random weights.
-        perceptual_slices: Slices of each of the three planes and step, evenly spread.
+        perceptual_slices: Slices of each of the three planes and step, evenly spread; of a network that sees slices.
         adversarial_weight: Of the adversary.
         adversarial_kind: Scores by least squares, or by hinges.
         adversarial_epochs: Epochs before the adversary begins.
@@ -132,61 +132,3 @@ def balance_gradients(own: PerVolume, adversary: PerVolume, reconstruction: Volu
         for term in (own, adversary)
     ]
     return (pulls[0] / (pulls[1] + 1e-4 * pulls[0] + 1e-12)).detach()
-
-
-class PerceptualDistance:
-    """Distance of slices in three planes, in features of a frozen 2D network; no module, so that it is never saved.
-
-    Args:
-        config: Names the network.
-        weights: Of it; None: random ones.
-
-    Raises:
-        ModelError: no such network, or weights that do not fit.
-    """
-
-    def __init__(self, config: VQVAELossConfig, weights: Mapping[str, Tensor] | None = None) -> None:
-        import timm
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.perceptual_seed)
-            try:
-                self._network = timm.create_model(config.perceptual_network, features_only=True, out_indices=(1, 2, 3))
-            except RuntimeError as fault:
-                raise ModelError(
-                    "timm has no such network, or no maps of it", given=config.perceptual_network, fix="resnet18"
-                ) from fault
-        if weights is not None:
-            missing = self._network.load_state_dict(weights, strict=False).missing_keys
-            if missing:
-                given = f"{len(missing)} of its tensors missing, such as {missing[0]}"
-                raise ModelError(f"weights do not fit {config.perceptual_network}", given=given)
-        self._network.eval().requires_grad_(False)
-        self._num_slices = config.perceptual_slices
-
-    def __call__(self, one: Volume, other: Volume) -> PerVolume:
-        """The mean over planes, slices and layers of squared distances between normalised features (LPIPS, unweighted).
-
-        Evenly spread slices; where they begin is drawn from torch's generator in training, as `one` needs a gradient.
-        """
-        if next(self._network.parameters()).device != one.device:
-            self._network.to(one.device)
-        found = []
-        for axis in (1, 2, 3):
-            places = self._choose(one.shape[axis], is_drawn=one.requires_grad).to(one.device)
-            pair = [self._look(volume.index_select(axis, places).movedim(axis, 1)) for volume in (one, other)]
-            distances = [
-                (left - right).square().sum(1).flatten(1).mean(1).view(len(one), -1).mean(1)
-                for left, right in zip(*pair, strict=True)
-            ]
-            found.append(torch.stack(distances).mean(0))
-        return torch.stack(found).mean(0)
-
-    def _look(self, slices: Float[Tensor, "batch slice u v"]) -> list[Tensor]:
-        pictures = slices.flatten(0, 1)[:, None].expand(-1, 3, -1, -1)
-        return [functional.normalize(maps.float(), dim=1) for maps in self._network(pictures)]
-
-    def _choose(self, size: int, *, is_drawn: bool) -> Tensor:
-        number = min(self._num_slices, size)
-        shift = float(torch.rand(())) if is_drawn else 0.5
-        return ((torch.arange(number) + shift) * size / number).long().clamp_max(size - 1)

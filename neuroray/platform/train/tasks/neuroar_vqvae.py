@@ -23,7 +23,6 @@ from neuroray.platform.data.splits import Split, SplitConfig, split_subjects
 from neuroray.platform.models.neuroar import VQVAEConfig
 from neuroray.platform.models.neuroar.discriminator import PatchDiscriminator
 from neuroray.platform.models.neuroar.loss import (
-    PerceptualDistance,
     VQVAELossConfig,
     absolute_error,
     balance_gradients,
@@ -33,6 +32,7 @@ from neuroray.platform.models.neuroar.loss import (
     score_frozen,
     squared_error,
 )
+from neuroray.platform.models.neuroar.perceptual import PerceptualDistance
 from neuroray.platform.models.neuroar.quantiser import count_codes, describe_usage, measure_usage
 from neuroray.platform.models.neuroar.vqvae import VQVAE, VQVAEOutput
 from neuroray.platform.train.optim import Rival

@@ -15,7 +15,6 @@ from neuroray.platform.models.errors import ModelError
 from neuroray.platform.models.neuroar import QuantiserConfig, VQVAEConfig
 from neuroray.platform.models.neuroar.discriminator import PatchDiscriminator
 from neuroray.platform.models.neuroar.loss import (
-    PerceptualDistance,
     VQVAELossConfig,
     absolute_error,
     balance_gradients,
@@ -24,6 +23,7 @@ from neuroray.platform.models.neuroar.loss import (
     judge_real,
     score_frozen,
 )
+from neuroray.platform.models.neuroar.perceptual import PerceptualDistance
 from neuroray.platform.models.neuroar.vqvae import VQVAE, fold, unfold
 from neuroray.platform.train.rehearsal import trace_peak
 
@@ -210,8 +210,35 @@ def test_the_perceptual_distance_is_of_each_volume_by_itself_and_0_of_equals() -
     assert (distance(one, nearer) < both).all()
 
 
-def test_a_perceptual_network_that_timm_has_not_is_refused() -> None:
-    with pytest.raises(ModelError, match="timm has no such network"):
+def test_a_network_for_volumes_sees_what_slices_of_one_plane_do_not_share() -> None:
+    distance = PerceptualDistance(VQVAELossConfig(perceptual_network="r3d_18"))
+    volumes = torch.randn(2, 12, 10, 14)
+    volumes.requires_grad_(True)
+    other = volumes.detach().clone()
+    other[1] = other[1].roll(1, 2)
+    found = distance(volumes, other)
+    assert found[0] == 0 < found[1] < 4
+    alone = distance(volumes[1:], other[1:])
+    torch.testing.assert_close(alone, found[1:], rtol=1e-4, atol=1e-6)
+    (gradient,) = torch.autograd.grad(found.sum(), volumes)
+    assert not gradient[0].any()
+    assert gradient[1].any()
+
+
+def test_a_network_for_volumes_takes_a_file_of_torchvisions_names() -> None:
+    from torchvision.models.video import r3d_18
+
+    torch.manual_seed(4)
+    weights, config = r3d_18(weights=None).state_dict(), VQVAELossConfig(perceptual_network="r3d_18")
+    one, other = torch.randn(2, 1, 8, 10, 6).unbind()
+    given, drawn = PerceptualDistance(config, weights)(one, other), PerceptualDistance(config)(one, other)
+    assert not torch.allclose(given, drawn)
+    with pytest.raises(ModelError, match=r"weights do not fit r3d_18; given \d+ of its tensors missing"):
+        PerceptualDistance(config, {"stem.0.weight": weights["stem.0.weight"]})
+
+
+def test_a_perceptual_network_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ModelError, match="there is no such network"):
         PerceptualDistance(VQVAELossConfig(perceptual_network="no_such_network"))
     with pytest.raises(ModelError, match="do not fit"):
         PerceptualDistance(VQVAELossConfig(), {"conv1.weight": torch.zeros(64, 3, 7, 7)})
