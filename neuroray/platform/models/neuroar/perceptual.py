@@ -59,8 +59,10 @@ class PerceptualDistance:
         found = []
         for axis in (1, 2, 3):
             places = self._choose(one.shape[axis], is_drawn=one.requires_grad).to(one.device)
-            slices = [volume.index_select(axis, places).movedim(axis, 1) for volume in (one, other)]
-            found.append(self._compare(*(each.flatten(0, 1)[:, None] for each in slices), len(one)))
+            left, right = (
+                volume.index_select(axis, places).movedim(axis, 1).flatten(0, 1)[:, None] for volume in (one, other)
+            )
+            found.append(self._compare(left, right, len(one)))
         return torch.stack(found).mean(0)
 
     def _compare(self, one: Float[Tensor, "item 1 *grid"], other: Float[Tensor, "item 1 *grid"], rows: int) -> Tensor:
