@@ -144,7 +144,7 @@ def test_a_scan_in_a_template_has_its_map_there_and_over_itself_with_the_same_su
     arguments = explain.Args(run=str(model), store=store.uri, subject="s", skip_checks=True, out=str(tmp_path / "out"))
     explain.run(arguments)
     described = json.loads((tmp_path / "out/explain.json").read_text())
-    assert described["space_assumed"].startswith("MNI152, to which")
+    assert described["space_assumed"].startswith("MNI152, on whose grid the profile mni_affine")
     laid = nibabel.nifti1.Nifti1Image.from_filename(tmp_path / "out/map_native.nii.gz")
     assert laid.shape == (44, 42, 40)
     np.testing.assert_allclose(laid.affine, native, atol=1e-4)
